@@ -1,0 +1,3 @@
+module derp-relays/images/healthcheck
+
+go 1.26.0

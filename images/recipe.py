@@ -1,0 +1,84 @@
+"""What goes into an image that is built from a Go module, told without building it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Program = Literal["derper", "caddy"]
+
+MODULES: dict[Program, str] = {
+    "derper": "tailscale.com",
+    "caddy": "github.com/caddyserver/caddy/v2",
+}
+
+
+def cache_folder() -> Path:
+    """Return the folder for built programs: ``$DERP_RELAYS_CACHE``, else under the user's cache."""
+    explicit = os.environ.get("DERP_RELAYS_CACHE")
+    if explicit:
+        return Path(explicit)
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "derp-relays"
+
+
+def pinned_version(program: Program) -> str:
+    """Return the version, such as ``1.102.5``, that ``tools/<program>/go.mod`` pins.
+
+    Raises ``ValueError`` if that file does not require the program's module.
+    """
+    module = MODULES[program]
+    path = ROOT / "tools" / program / "go.mod"
+    match = re.search(rf"^(?:require)?\s*{re.escape(module)} v(\S+)", path.read_text(), re.MULTILINE)
+    if match is None:
+        raise ValueError(f"{path} does not require {module}")
+    return match.group(1)
+
+
+@dataclass(frozen=True)
+class BuiltImage:
+    """An image built from a Go module, for one architecture.
+
+    ``name`` is its name and tag; the tag's last part is a digest of everything
+    that goes into it (pins, Dockerfile, health check), so the same name is the
+    same image on every machine. ``context`` is the folder it is built from.
+    """
+
+    program: Program
+    version: str
+    goarch: str
+    name: str
+    context: Path
+
+
+def built_image(program: Program, goarch: str, version: str | None = None) -> BuiltImage:
+    """Describe the image of ``program`` for ``goarch`` (``amd64``, ``arm64``).
+
+    ``version`` is a version of the program's module without its ``v``; by
+    default the pinned one. Nothing is built and the context may not be there.
+    """
+    version = version or pinned_version(program)
+    ingredients = [
+        ROOT / "tools" / program / "go.mod",
+        ROOT / "tools" / program / "go.sum",
+        ROOT / "images" / program / "Dockerfile",
+        ROOT / "images" / "healthcheck" / "go.mod",
+        ROOT / "images" / "healthcheck" / "main.go",
+    ]
+    digest = hashlib.sha256(f"{program} {version} {goarch}".encode())
+    for path in ingredients:
+        digest.update(path.read_bytes())
+    tag = f"{version}-{goarch}-{digest.hexdigest()[:12]}"
+    return BuiltImage(
+        program=program,
+        version=version,
+        goarch=goarch,
+        name=f"derp-relays/{program}:{tag}",
+        context=cache_folder() / "images" / f"{program}-{tag}",
+    )
