@@ -1,0 +1,51 @@
+# Every target is thin: setup.sh makes .venv as the lock files say, the rest is done from it.
+.DEFAULT_GOAL := help
+.PHONY: help setup up down test test-unit test-engine test-relay lint format lock
+
+PYTHON := .venv/bin/python
+# more arguments for the command behind a target, such as ARGS=--volumes
+ARGS ?=
+
+help:
+	@echo "make up      bring up a relay behind Caddy on this machine, and check it"
+	@echo "make down    remove all that it made (ARGS=--help shows more)"
+	@echo "make test    all tests; test-unit, test-engine, test-relay are its parts"
+	@echo "make lint    ruff, mypy and shellcheck"
+	@echo "make lock    renew the requirements lock files"
+
+setup:
+	@./setup.sh
+
+up down: setup
+	@$(PYTHON) -m relayctl $@ $(ARGS)
+
+test:
+	@./setup.sh --dev
+	$(PYTHON) -m pytest tests/unit tests/engine tests/relay $(ARGS)
+
+test-unit test-engine test-relay:
+	@./setup.sh --dev
+	$(PYTHON) -m pytest tests/$(@:test-%=%) $(ARGS)
+
+lint:
+	@./setup.sh --dev
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy .
+	@if command -v shellcheck >/dev/null; then shellcheck setup.sh; \
+	else echo "shellcheck is not installed, so setup.sh was not checked: apt-get install shellcheck"; fi
+
+format:
+	@./setup.sh --dev
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+# the runtime lock first: the one for development is constrained by it
+lock:
+	@./setup.sh --dev
+	.venv/bin/uv pip compile $(LOCK_OPTIONS) --output-file requirements.txt requirements.in
+	.venv/bin/uv pip compile $(LOCK_OPTIONS) --output-file requirements-dev.txt requirements-dev.in
+
+# one lock for every Python from 3.11 on; which index it came from is this machine's business
+LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-config \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS)
