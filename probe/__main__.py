@@ -1,0 +1,104 @@
+"""``python -m probe``: check one relay from this machine's network."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from probe.check import TIMEOUT, check_relay, wait_until_up
+from probe.finding import Finding, Status, is_up
+from probe.relay import HTTP_PORT, HTTPS_PORT, STUN_PORT, Relay
+
+_STYLES = {Status.OK: "green", Status.FAILED: "bold red", Status.SKIPPED: "yellow"}
+
+
+@click.command(name="python -m probe")
+@click.option("--domain", required=True, help="Name of the relay, as in its certificate.")
+@click.option(
+    "--address", "addresses", multiple=True, required=True, help="Literal IPv4 or IPv6 address; repeatable."
+)
+@click.option("--https-port", default=HTTPS_PORT, show_default=True)
+@click.option("--http-port", default=HTTP_PORT, show_default=True, help="0: the relay serves no plain HTTP.")
+@click.option("--stun-port", default=STUN_PORT, show_default=True)
+@click.option(
+    "--ca",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Root certificates to trust, in PEM; else the system's.",
+)
+@click.option(
+    "--expect-address",
+    "expected_addresses",
+    multiple=True,
+    help="Address that STUN may return besides this machine's own, such as its NAT's; repeatable.",
+)
+@click.option("--timeout", default=TIMEOUT, show_default=True, help="Seconds for one check of everything.")
+@click.option("--wait", default=0.0, help="Seconds to go on trying until the relay is up.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def main(  # noqa: PLR0913 -- one parameter an option
+    *,
+    domain: str,
+    addresses: tuple[str, ...],
+    https_port: int,
+    http_port: int,
+    stun_port: int,
+    ca: Path | None,
+    expected_addresses: tuple[str, ...],
+    timeout: float,
+    wait: float,
+    as_json: bool,
+) -> None:
+    """Check a DERP relay as a Tailscale client would use it.
+
+    The exit code is 0 if it works, 1 if not, 2 if an option is wrong.
+    """
+    try:
+        relay = Relay(
+            domain=domain,
+            addresses=addresses,
+            https_port=https_port,
+            http_port=http_port or None,
+            stun_port=stun_port,
+            ca_roots=ca.read_text() if ca else None,
+        )
+        if wait:
+            findings = wait_until_up(relay, timeout=wait, each=timeout, expected_addresses=expected_addresses)
+        else:
+            findings = check_relay(relay, timeout=timeout, expected_addresses=expected_addresses)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if as_json:
+        click.echo(json.dumps({"up": is_up(findings), "findings": [f.as_dict() for f in findings]}, indent=2))
+    else:
+        Console().print(findings_table(relay.domain, findings))
+    sys.exit(0 if is_up(findings) else 1)
+
+
+def findings_table(title: str, findings: list[Finding]) -> Table:
+    """Return the findings as a table for people."""
+    table = Table(title=title, show_lines=False)
+    for heading in ("Check", "Address", "Result", "Time", "Seen"):
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("Check", "Result", "Time"))
+    for finding in findings:
+        seen = Text(finding.seen)
+        if finding.meaning:
+            seen.append(f"\n{finding.meaning}", style="dim")
+        if finding.mend:
+            seen.append(f"\n{finding.mend}", style="cyan")
+        table.add_row(
+            finding.check.value,
+            finding.address,
+            Text(finding.status.value, style=_STYLES[finding.status]),
+            f"{finding.latency * 1000:.1f} ms" if finding.latency is not None else "",
+            seen,
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()
