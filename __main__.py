@@ -1,0 +1,23 @@
+"""One stack: a DERP relay behind Caddy, on one host. This file is the table of contents."""
+
+import pulumi
+
+from components import CaddyProxy, DerperRelay, LocalHost, RelayNetwork
+from render import derp_map_region
+from settings import SettingsError, read_pulumi_config
+
+try:
+    settings = read_pulumi_config()
+except SettingsError as error:
+    raise pulumi.RunError(str(error)) from None
+
+host = LocalHost("host", settings)
+network = RelayNetwork("network", settings, host)
+relay = DerperRelay("derper", settings, host, network)
+proxy = CaddyProxy("caddy", settings, host, network)
+
+port = "" if settings.caddy.https_port == 443 else f":{settings.caddy.https_port}"  # noqa: PLR2004 - HTTPS's own
+pulumi.export("url", f"https://{settings.domain}{port}")
+pulumi.export("ipv4", host.ipv4)
+pulumi.export("ipv6", host.ipv6)
+pulumi.export("derpMapRegion", derp_map_region(settings, host.ipv4, host.ipv6))

@@ -1,0 +1,95 @@
+"""The proxy: one Caddy on ports 80 and 443, for the relay and every other site."""
+
+from __future__ import annotations
+
+import pulumi
+import pulumi_docker as docker
+
+from components.container import (
+    SILENT_ARGUMENTS,
+    common_arguments,
+    container_image,
+    data_volume,
+    environment,
+    published,
+)
+from components.host import Host, on_host
+from components.network import RelayNetwork
+from render import caddyfile
+from render.caddyfile import CERTIFICATE_FOLDER
+from settings import Folder, Settings
+from settings.model import absolute
+
+# Caddy's admin API, on loopback inside the container, answers once the configuration is loaded.
+_ADMIN = "http://127.0.0.1:2019/config/"
+
+
+class CaddyProxy(pulumi.ComponentResource):
+    """Caddy's image, volumes, configuration and container."""
+
+    container: docker.Container
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        host: Host,
+        network: RelayNetwork,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        """Declare Caddy on ``host``, which finds derper and the sites on ``network``."""
+        super().__init__("derp-relays:components:CaddyProxy", name, None, opts)
+        caddy = settings.caddy
+        image = container_image("caddy", caddy, host, self)
+        probe = (
+            ["/usr/local/bin/healthcheck", _ADMIN]
+            if caddy.builds
+            else ["wget", "--quiet", "--output-document=/dev/null", _ADMIN]
+        )
+        self.container = docker.Container(
+            name,
+            **common_arguments(caddy, network, probe),
+            image=image.image_id,
+            envs=environment(caddy, {}) or None,
+            # Docker stores the name with CAP_, and a refresh reads it back so.
+            capabilities=docker.ContainerCapabilitiesArgs(adds=["CAP_NET_ADMIN"])
+            if caddy.net_admin
+            else None,
+            # Sites that run on the host itself are reached by this name.
+            hosts=[docker.ContainerHostArgs(host="host.docker.internal", ip="host-gateway")],
+            ports=[
+                *published(caddy.http_port, 80, "tcp", network),
+                *published(caddy.https_port, 443, "tcp", network),
+                *published(caddy.https_port, 443, "udp", network),
+            ],
+            volumes=self._volumes(settings, host),
+            uploads=[docker.ContainerUploadArgs(file="/etc/caddy/Caddyfile", content=caddyfile(settings))],
+            opts=on_host(host, self, replace_on_changes=SILENT_ARGUMENTS),
+        )
+        self.register_outputs({"container": self.container.id})
+
+    def _volumes(self, settings: Settings, host: Host) -> list[docker.ContainerVolumeArgs]:
+        caddy, prefix, protect = settings.caddy, settings.volumes.prefix, settings.volumes.protect
+
+        def volume(name: str, path: str, folder: str | None = None) -> docker.ContainerVolumeArgs:
+            if folder is not None:
+                return docker.ContainerVolumeArgs(host_path=str(absolute(folder)), container_path=path)
+            made = data_volume(name, prefix, host, self, protect=protect)
+            return docker.ContainerVolumeArgs(volume_name=made.name, container_path=path)
+
+        def read_only(folder: str, path: str) -> docker.ContainerVolumeArgs:
+            return docker.ContainerVolumeArgs(host_path=folder, container_path=path, read_only=True)
+
+        volumes = [
+            volume("caddy_etc", "/etc/caddy", caddy.config_folder),
+            volume("caddy_srv", "/srv", caddy.site_folder),
+            volume("caddy_data", "/data"),
+            volume("caddy_config", "/config"),
+        ]
+        for site in settings.sites:
+            match site.serves:
+                case Folder(source=str() as source, path=path):
+                    volumes.append(read_only(source, path))
+        if settings.certificate.folder is not None:
+            volumes.append(read_only(str(absolute(settings.certificate.folder)), CERTIFICATE_FOLDER))
+        return volumes

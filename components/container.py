@@ -1,0 +1,115 @@
+"""What both containers have in common: image, volumes, ports, limits, logs and health checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pulumi
+import pulumi_docker as docker
+
+from components.host import Host, on_host
+from components.network import RelayNetwork
+from images import built_image
+from settings import Caddy, Derper
+
+# Seconds that a container has to end by itself, before Docker kills it.
+GRACE_SECONDS = 30
+
+# Arguments whose change the Docker provider reports as done without doing it
+# (terraform-provider-docker issue 988): they replace the container instead.
+SILENT_ARGUMENTS = ["healthcheck", "init", "tmpfs"]
+
+
+def container_image(
+    program: Literal["derper", "caddy"], settings: Derper | Caddy, host: Host, parent: pulumi.Resource
+) -> docker.RemoteImage:
+    """Declare the image: pulled by its reference, or built from the program's Go module.
+
+    It stays on the host when it is replaced or destroyed, so that going back
+    needs no registry.
+    """
+    if not settings.builds:
+        return docker.RemoteImage(program, name=settings.image, keep_locally=True, opts=on_host(host, parent))
+    image = built_image(program, host.goarch, settings.build_version)
+    if not image.context.is_dir():
+        pulumi.log.warn(
+            f"{image.context}, which {image.name} is built from, is not there; unless"
+            " the host has the image already, `make setup` must fill it first.",
+            parent,
+        )
+    return docker.RemoteImage(
+        program,
+        name=image.name,
+        build=docker.RemoteImageBuildArgs(context=str(image.context), use_legacy_builder=True),
+        keep_locally=True,
+        # The name changes with the content; the folder's path is each machine's own.
+        opts=on_host(host, parent, ignore_changes=["build"]),
+    )
+
+
+def data_volume(
+    name: str, prefix: str, host: Host, parent: pulumi.Resource, *, protect: bool
+) -> docker.Volume:
+    """Declare a volume for data that must outlive its container.
+
+    It has no labels: a change of a label would replace the volume, and lose
+    what is in it.
+    """
+    return docker.Volume(name, name=prefix + name, opts=on_host(host, parent, protect=protect))
+
+
+def published(
+    port: int, inside: int, protocol: Literal["tcp", "udp"], network: RelayNetwork
+) -> list[docker.ContainerPortArgs]:
+    """Publish ``inside`` as ``port`` of the host, over IPv4 and, where the network has it, IPv6.
+
+    The provider takes no address to mean 0.0.0.0, so that IPv6 has to be said.
+    On a network without IPv6 it is not: the answers would carry the wrong address.
+    """
+    addresses = ["0.0.0.0", "::"] if network.ipv6 else ["0.0.0.0"]  # noqa: S104 - a relay is for everyone
+    return [
+        docker.ContainerPortArgs(internal=inside, external=port, ip=ip, protocol=protocol) for ip in addresses
+    ]
+
+
+def common_arguments(
+    settings: Derper | Caddy, network: RelayNetwork, healthcheck: list[str]
+) -> dict[str, Any]:
+    """Return the arguments that both containers have, each in one place.
+
+    ``healthcheck`` is the image's own command, without Docker's leading
+    ``CMD``; the settings may name another, or none.
+    """
+    arguments: dict[str, Any] = {
+        "name": settings.container_name,
+        "restart": "unless-stopped",
+        "networks_advanced": [docker.ContainerNetworksAdvancedArgs(name=network.name)],
+        "labels": [
+            docker.ContainerLabelArgs(label="derp-relays.stack", value=pulumi.get_stack()),
+        ],
+        # Without it the provider kills at once; stop_timeout is for `docker stop`.
+        "destroy_grace_seconds": GRACE_SECONDS,
+        "stop_timeout": GRACE_SECONDS,
+    }
+    if settings.logs == "rotated":
+        arguments |= {"log_driver": "local", "log_opts": {"max-size": "20m", "max-file": "5"}}
+    if settings.memory:
+        # -1, unlimited swap, is what every engine reads back as it was written.
+        arguments |= {"memory": settings.memory, "memory_swap": -1}
+    command = healthcheck if settings.healthcheck is None else settings.healthcheck
+    if command:
+        arguments |= {
+            "healthcheck": docker.ContainerHealthcheckArgs(
+                tests=["CMD", *command], interval="10s", timeout="5s", start_period="10s", retries=3
+            ),
+            "wait": True,
+            "wait_timeout": 120,
+        }
+    return arguments
+
+
+def environment(settings: Derper | Caddy, variables: Mapping[str, str]) -> list[str]:
+    """Return ``variables`` as Docker takes them, with Go's memory limit where there is one."""
+    limit = {"GOMEMLIMIT": f"{settings.memory * 9 // 10}MiB"} if settings.memory else {}
+    return [f"{name}={value}" for name, value in {**variables, **limit}.items()]

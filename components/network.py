@@ -1,0 +1,65 @@
+"""The Docker network that Caddy, derper and the sites' containers share."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+
+import pulumi
+import pulumi_docker as docker
+
+from components.host import Host, on_host
+from settings import Settings
+
+
+def unique_local_subnet(*names: str) -> str:
+    """Return the /64 that belongs to ``names``, in fd00::/8 (RFC 4193).
+
+    Engines older than 27 choose no IPv6 subnet themselves. The 40 bits that
+    RFC 4193 wants random are a hash of the names, so that a stack keeps its
+    subnet and two stacks do not share one.
+    """
+    digest = hashlib.sha256("/".join(names).encode()).digest()
+    prefix = bytes([0xFD]) + digest[:5]
+    return str(ipaddress.IPv6Network((prefix.ljust(16, b"\0"), 64)))
+
+
+class RelayNetwork(pulumi.ComponentResource):
+    """The shared network: made here, with IPv6, or one that is there already.
+
+    Without IPv6 on it Docker hands IPv6 packets on through a proxy process,
+    and STUN tells clients that process's address (tailscale issue 17565).
+    """
+
+    name: pulumi.Input[str]
+    ipv6: bool
+
+    def __init__(
+        self, name: str, settings: Settings, host: Host, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        """Declare the network, or nothing where ``network.external`` says that it exists."""
+        super().__init__("derp-relays:components:RelayNetwork", name, None, opts)
+        wanted = settings.network
+        self.ipv6 = wanted.ipv6
+        if wanted.external:
+            self.name = wanted.name
+        else:
+            subnet = wanted.ipv6_subnet or unique_local_subnet(
+                pulumi.get_project(), pulumi.get_stack(), wanted.name
+            )
+            network = docker.Network(
+                name,
+                name=wanted.name,
+                ipv6=wanted.ipv6,
+                ipam_configs=[docker.NetworkIpamConfigArgs(subnet=subnet)] if wanted.ipv6 else None,
+                opts=on_host(
+                    host,
+                    self,
+                    # The engine adds an IPv4 subnet of its choice, which a refresh
+                    # reads back; the trigger stands in for what is ignored.
+                    ignore_changes=["ipamConfigs"],
+                    replacement_trigger=subnet if wanted.ipv6 else "no IPv6",
+                ),
+            )
+            self.name = network.name
+        self.register_outputs({"name": self.name})

@@ -1,0 +1,614 @@
+"""The settings of one stack, and the rules that a value must keep.
+
+Every field's description is written as the advice that a user gets when the
+value is missing or of the wrong type. Names in stack files are in camelCase.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic.alias_generators import to_camel
+
+from images import pinned_version
+from settings.problems import reject
+
+# Where relative folders in a stack file start from, as Pulumi.yaml's own paths do.
+PROJECT_FOLDER = Path(__file__).resolve().parent.parent
+
+# caddy:2.11.4 on Docker Hub, index of all architectures.
+CADDY_IMAGE = "caddy:2.11.4@sha256:844f60b64e4724a5aa8245e019dace0d3f199f7433ce6c57676cb30a920dbad9"
+
+# RFC 1123 section 2.1: a label is 1 to 63 letters, digits and inner hyphens, a name at most 253 of them.
+_LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
+# What the Docker Engine takes as a container's, network's or volume's name.
+_DOCKER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+# Reference grammar of github.com/distribution/reference: [registry/]path[:tag][@digest].
+_IMAGE = re.compile(
+    r"(?P<name>[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*)(:(?P<tag>[\w][\w.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?"
+)
+_DURATION = re.compile(r"0|[1-9][0-9]*[smhd]")
+# RFC 6761 and 6762, RFC 8375 and ICANN's resolution on .internal: names that no public authority signs.
+PRIVATE_SUFFIXES = (".localhost", ".local", ".test", ".invalid", ".internal", ".home.arpa")
+_NAME_ADVICE = "Give a host name such as derp.example.com"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        use_attribute_docstrings=False,
+    )
+
+
+def host_name(value: str) -> str:
+    """Return ``value`` as a host name in lower case; reject what is none, saying why."""
+    name = value.strip().lower().removesuffix(".")
+    if not name:
+        reject("is empty", f"{_NAME_ADVICE}.")
+    if "://" in name:
+        reject(
+            f"{value!r} is a URL",
+            f"Give the host name alone: {urlsplit(name).hostname or 'derp.example.com'}.",
+        )
+    if "*" in name:
+        reject(
+            f"{value!r} is a wildcard",
+            "Give each name by itself; a wildcard certificate needs a DNS challenge.",
+        )
+    if not name.isascii():
+        encoded = name.encode("idna").decode()
+        reject(f"{value!r} has letters that are not ASCII", f"Give it as DNS has it: {encoded}.")
+    if _is_address(name.strip("[]")):
+        reject(f"{value!r} is an address", f"{_NAME_ADVICE}; certificates are for names.")
+    if ":" in name:
+        reject(f"{value!r} has a port", "Give the name alone; ports are caddy.httpPort and caddy.httpsPort.")
+    labels = name.split(".")
+    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):  # noqa: PLR2004 - RFC 1123
+        reject(f"{value!r} is no host name", f"{_NAME_ADVICE}: letters, digits, hyphens and dots.")
+    if len(labels) == 1:
+        reject(
+            f"{value!r} is a name without a domain", f"{_NAME_ADVICE}, or {name}.localhost on this machine."
+        )
+    return name
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _docker_name(value: str) -> str:
+    if not _DOCKER_NAME.fullmatch(value):
+        reject(
+            f"{value!r} is no name that Docker takes",
+            "Use letters, digits, '_', '.' and '-', at least two, the first a letter or digit.",
+        )
+    return value
+
+
+class Region(_Model):
+    """Give the region as id, code and name, such as {id: 900, code: nbg, name: Nuremberg}."""
+
+    # tailcfg/derpmap.go: 900 to 999 are reserved for regions that users run themselves.
+    id: Annotated[
+        int,
+        Field(ge=900, le=999, description="Give a number from 900 to 999, one that none of your stacks has."),
+    ]
+    code: Annotated[str, Field(description="Give a short code such as nbg, unique over your stacks.")]
+    name: Annotated[str, Field(description="Give a name for people, such as Nuremberg.")] = ""
+    latitude: Annotated[
+        float | None, Field(ge=-90, le=90, description="Give degrees north, from -90 to 90, or leave it out.")
+    ] = None
+    longitude: Annotated[
+        float | None,
+        Field(ge=-180, le=180, description="Give degrees east, from -180 to 180, or leave it out."),
+    ] = None
+
+    @field_validator("code")
+    @classmethod
+    def _code_is_short(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", value):
+            reject(
+                f"{value!r} is no region code",
+                "Use up to 32 small letters, digits and hyphens, such as nbg or eu-home.",
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _both_or_no_coordinates(self) -> Self:
+        if (self.latitude is None) != (self.longitude is None):
+            reject("has a latitude without a longitude, or the other way round", "Give both or neither.")
+        return self
+
+    @property
+    def title(self) -> str:
+        """The name for people: ``name``, else ``code``."""
+        return self.name or self.code
+
+
+class Host(_Model):
+    """Give the host as a group, such as {kind: local}."""
+
+    kind: Annotated[
+        Literal["local"],
+        Field(description="Use local: the Docker Engine of the machine that Pulumi runs on."),
+    ] = "local"
+    docker: Annotated[
+        str | None,
+        Field(description="Give the engine's address, such as unix:///var/run/docker.sock, or leave it out."),
+    ] = None
+    ipv4: Annotated[
+        str | None, Field(description="Give the host's public IPv4 address, or leave it out.")
+    ] = None
+    ipv6: Annotated[
+        str | None, Field(description="Give the host's public IPv6 address, or leave it out.")
+    ] = None
+
+    @field_validator("docker")
+    @classmethod
+    def _engine_is_here(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("unix:///"):
+            reject(
+                f"{value!r} is no socket of this machine",
+                "host.kind local takes unix:///PATH only, such as unix:///var/run/docker.sock.",
+            )
+        return value
+
+    @field_validator("ipv4")
+    @classmethod
+    def _literal_ipv4(cls, value: str | None) -> str | None:
+        return None if value is None else _literal(value, 4)
+
+    @field_validator("ipv6")
+    @classmethod
+    def _literal_ipv6(cls, value: str | None) -> str | None:
+        return None if value is None else _literal(value, 6)
+
+
+def _literal(value: str, version: Literal[4, 6]) -> str:
+    example = {4: "203.0.113.7", 6: "2001:db8::7"}[version]
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        address = None
+    if address is None or address.version != version:
+        reject(
+            f"{value!r} is no IPv{version} address", f"Give it as digits, such as {example}, or leave it out."
+        )
+    return str(address)
+
+
+class Network(_Model):
+    """Give the network as a group, such as {name: shared_bridge}."""
+
+    name: Annotated[str, Field(description="Give the name of the Docker network, such as shared_bridge.")] = (
+        "shared_bridge"
+    )
+    external: Annotated[
+        bool, Field(description="Use true to join a network that is there already, false to have it made.")
+    ] = False
+    ipv6: Annotated[
+        bool, Field(description="Use true; false only where the network or the engine has no IPv6.")
+    ] = True
+    ipv6_subnet: Annotated[
+        str | None, Field(description="Give a /64 such as fd12:3456:789a:1::/64, or leave it out.")
+    ] = None
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if value in {"host", "bridge", "none"}:
+            reject(
+                f"{value!r} is one of Docker's own networks, on which containers find no names",
+                "Name a network of your own, such as shared_bridge.",
+            )
+        return _docker_name(value)
+
+    @field_validator("ipv6_subnet")
+    @classmethod
+    def _subnet(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            subnet = ipaddress.IPv6Network(value)
+        except ValueError as error:
+            reject(f"{value!r} is no IPv6 subnet ({error})", "Give a /64 such as fd12:3456:789a:1::/64.")
+        if not 48 <= subnet.prefixlen <= 112:  # noqa: PLR2004 - a site's prefix to what Docker can still allot from
+            reject(f"{value!r} has {subnet.prefixlen} bits", "Give a /64 such as fd12:3456:789a:1::/64.")
+        return str(subnet)
+
+    @model_validator(mode="after")
+    def _subnet_has_a_use(self) -> Self:
+        if self.ipv6_subnet and self.external:
+            reject(
+                "has an ipv6Subnet, but an external network keeps the one that it has",
+                "Leave ipv6Subnet out, or set external: false.",
+            )
+        if self.ipv6_subnet and not self.ipv6:
+            reject("has an ipv6Subnet, but ipv6 is false", "Leave ipv6Subnet out, or set ipv6: true.")
+        return self
+
+
+class Volumes(_Model):
+    """Give the volumes as a group, such as {prefix: relay_, protect: true}."""
+
+    prefix: Annotated[
+        str, Field(description="Give the start of all volumes' names, such as relay_; or ''.")
+    ] = "derp-relays_"
+    protect: Annotated[
+        bool,
+        Field(
+            description="Use true, so that `pulumi destroy` keeps certificates and keys; false to let it go."
+        ),
+    ] = True
+
+    @field_validator("prefix")
+    @classmethod
+    def _prefix(cls, value: str) -> str:
+        if value:
+            _docker_name(value + "derp_data")
+        return value
+
+
+class _Container(_Model):
+    allow_unpinned: Annotated[
+        bool, Field(description="Use true to accept an image without digest, which can change under you.")
+    ] = False
+    version: Annotated[str | None, Field(description="Give a version such as 1.102.5, or leave it out.")] = (
+        None
+    )
+    image: str
+    container_name: str
+    memory: Annotated[int, Field(ge=0, description="Give MiB, such as 512; 0 means no limit.")] = 512
+    logs: Annotated[
+        Literal["rotated", "engine"],
+        Field(description="Use rotated (100 MB at most), or engine for the Docker Engine's own default."),
+    ] = "rotated"
+    healthcheck: Annotated[
+        list[str] | None,
+        Field(description="Give a command as a list, [] for none, or leave it out for the image's own."),
+    ] = None
+
+    @field_validator("container_name")
+    @classmethod
+    def _container_name(cls, value: str) -> str:
+        return _docker_name(value)
+
+    @field_validator("memory")
+    @classmethod
+    def _memory_is_enough(cls, value: int) -> int:
+        if 0 < value < 64:  # noqa: PLR2004 - Caddy alone holds 57 MB when idle
+            reject(f"{value} MiB do not hold the program", "Give at least 64, or 0 for no limit.")
+        return value
+
+    @field_validator("version")
+    @classmethod
+    def _version(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+([-+.][0-9A-Za-z.-]+)?", value):
+            reject(f"{value!r} is no version", "Give one such as 1.102.5, without a leading v.")
+        return value
+
+    @field_validator("image")
+    @classmethod
+    def _image_is_pinned(cls, value: str, info: ValidationInfo) -> str:
+        if value == "build":
+            return value
+        match = _IMAGE.fullmatch(value)
+        if match is None:
+            reject(
+                f"{value!r} is no image reference",
+                "Give NAME:TAG@sha256:DIGEST, or build to have it built from its Go module.",
+            )
+        if match["digest"] is None and not info.data.get("allow_unpinned"):
+            reject(
+                f"{value!r} has no digest, so it can change under you",
+                f"Append @sha256:..., which `docker buildx imagetools inspect {value}` shows;"
+                " or set allowUnpinned: true beside it.",
+            )
+        if info.data.get("version") is not None:
+            reject(
+                f"{value!r} stands beside a version, which is for images that are built",
+                "Leave version out, or set image: build to have that version built.",
+            )
+        return value
+
+    @property
+    def builds(self) -> bool:
+        """Whether the image is built from the program's Go module."""
+        return self.image == "build"
+
+
+class Derper(_Container):
+    """Give derper's settings as a group, such as {image: build}."""
+
+    image: Annotated[str, Field(description="Use build, or give NAME:TAG@sha256:DIGEST.")] = "build"
+    container_name: Annotated[str, Field(description="Give the container's name, such as derper.")] = "derper"
+    arguments: Annotated[
+        Literal["flags", "environment"] | None,
+        Field(
+            description="Use flags for images that start derper, environment for those that read DERP_DOMAIN."
+        ),
+    ] = None
+    stun_port: Annotated[
+        int, Field(ge=1, le=65535, description="Give the UDP port for STUN, such as 3478.")
+    ] = 3478
+    key_folder: Annotated[
+        str | None,
+        Field(description="Give the folder where the image keeps derper.key, such as /var/lib/derper."),
+    ] = None
+
+    @field_validator("key_folder")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("/"):
+            reject(f"{value!r} is not absolute", "Give a path in the container, such as /var/lib/derper.")
+        return value
+
+    @model_validator(mode="after")
+    def _built_image_takes_flags(self) -> Self:
+        if self.builds and self.arguments == "environment":
+            reject(
+                "has arguments: environment, but the built image starts derper itself",
+                "Use arguments: flags, or name an image that reads DERP_DOMAIN.",
+            )
+        return self
+
+    @property
+    def configured_by(self) -> Literal["flags", "environment"]:
+        """How the image is told its settings: ``arguments``, else flags."""
+        return self.arguments or "flags"
+
+    @property
+    def build_version(self) -> str:
+        """The version of tailscale.com to build: ``version``, else the pinned one."""
+        return self.version or pinned_version("derper")
+
+
+class Caddy(_Container):
+    """Give Caddy's settings as a group, such as {httpPort: 80, httpsPort: 443}."""
+
+    image: Annotated[str, Field(description="Use build, or give NAME:TAG@sha256:DIGEST.")] = CADDY_IMAGE
+    container_name: Annotated[str, Field(description="Give the container's name, such as caddy.")] = "caddy"
+    http_port: Annotated[
+        int, Field(ge=1, le=65535, description="Give the TCP port for HTTP, such as 80.")
+    ] = 80
+    https_port: Annotated[
+        int, Field(ge=1, le=65535, description="Give the TCP and UDP port for HTTPS and HTTP/3, such as 443.")
+    ] = 443
+    net_admin: Annotated[
+        bool, Field(description="Use true to give Caddy NET_ADMIN, false to withhold it.")
+    ] = True
+    answer_by_address: Annotated[
+        bool,
+        Field(description="Use true, so that Tailscale's check for captive portals is answered on port 80."),
+    ] = True
+    close_debug: Annotated[
+        bool, Field(description="Use true, so that /debug is not to be had from outside.")
+    ] = True
+    stream_close_delay: Annotated[
+        str,
+        Field(description="Give how long relay sessions outlive a reload, such as 24h; 0 ends them at once."),
+    ] = "24h"
+    config_folder: Annotated[
+        str | None,
+        Field(description="Give a folder of the host to use as /etc/caddy, or leave it out for a volume."),
+    ] = None
+    site_folder: Annotated[
+        str | None,
+        Field(description="Give a folder of the host to use as /srv, or leave it out for a volume."),
+    ] = None
+
+    @field_validator("stream_close_delay")
+    @classmethod
+    def _duration(cls, value: str) -> str:
+        if not _DURATION.fullmatch(value):
+            reject(
+                f"{value!r} is no length of time", "Give a number and s, m, h or d, such as 24h; 0 for none."
+            )
+        return value
+
+    @property
+    def build_version(self) -> str:
+        """The version of Caddy's module to build: ``version``, else the pinned one."""
+        return self.version or pinned_version("caddy")
+
+
+class Certificate(_Model):
+    """Give the certificate as a group, such as {source: acme, email: you@example.com}."""
+
+    source: Annotated[
+        Literal["acme", "acme-staging", "internal", "files"],
+        Field(
+            description="Use acme for Let's Encrypt, acme-staging to try it, internal for Caddy's own,"
+            " files for yours."
+        ),
+    ] = "acme"
+    email: Annotated[
+        str | None, Field(description="Give your mail address for the authority, or leave it out.")
+    ] = None
+    folder: Annotated[
+        str | None,
+        Field(description="Give the folder of the host that has the files, such as /etc/ssl/relay."),
+    ] = None
+    certificate: Annotated[str, Field(description="Give the chain's file name, such as fullchain.pem.")] = (
+        "fullchain.pem"
+    )
+    key: Annotated[str, Field(description="Give the key's file name, such as privkey.pem.")] = "privkey.pem"
+
+    @field_validator("email")
+    @classmethod
+    def _mail_address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[^@\s{}\"]+@[^@\s{}\"]+\.[^@\s{}\"]+", value):
+            reject(f"{value!r} is no mail address", "Give one such as you@example.com, or leave it out.")
+        return value
+
+    @model_validator(mode="after")
+    def _files_are_there(self) -> Self:
+        if self.source != "files":
+            if self.folder is not None:
+                reject(
+                    f"has a folder, but source is {self.source}", "Set source: files, or leave folder out."
+                )
+            return self
+        if self.folder is None:
+            reject(
+                "has source files but no folder", "Set certificate.folder to the folder that has the files."
+            )
+        for name in (self.certificate, self.key):
+            if "/" in name:
+                reject(
+                    f"has the file name {name!r} with a '/'",
+                    "Give the file's name alone; the folder is folder.",
+                )
+            path = absolute(self.folder) / name
+            if not path.is_file():
+                reject(f"names {path}, which is no file", "Put it there, or set folder, certificate and key.")
+        return self
+
+
+def absolute(folder: str) -> Path:
+    """Return a stack file's ``folder``, counted from the project's own where it is relative."""
+    return (PROJECT_FOLDER / Path(folder).expanduser()).resolve()
+
+
+class Upstream(_Model):
+    """Where a site's requests go: ``address`` for Caddy's ``reverse_proxy``, such as ``blog:8080``."""
+
+    address: str
+
+
+class Folder(_Model):
+    """A site's files: ``path`` in the container; ``source``, on the host, unless it is there already."""
+
+    path: str
+    source: str | None = None
+
+
+class Redirect(_Model):
+    """A site that sends visitors on to ``url``, which has no trailing slash."""
+
+    url: str
+
+
+class Site(_Model):
+    """Give a site as names and one of upstream, folder and redirect."""
+
+    names: Annotated[
+        list[str], Field(min_length=1, description="Give a list of host names, such as [blog.example.com].")
+    ]
+    upstream: Annotated[
+        str | None,
+        Field(description="Give a container and port, such as blog:8080, or a URL without a path."),
+    ] = None
+    folder: Annotated[
+        str | None,
+        Field(description="Give a folder of the host to publish, or /srv/NAME for one in the volume."),
+    ] = None
+    redirect: Annotated[str | None, Field(description="Give a URL such as https://www.example.com.")] = None
+
+    @field_validator("names")
+    @classmethod
+    def _host_names(cls, value: list[str]) -> list[str]:
+        return [host_name(name) for name in value]
+
+    @field_validator("upstream")
+    @classmethod
+    def _upstream_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        advice = "Give a container and port, such as blog:8080, or a URL such as https://10.0.0.5:8443."
+        url = urlsplit(value if "://" in value else f"http://{value}")
+        if url.scheme not in {"http", "https"}:
+            reject(f"{value!r} is neither http nor https", advice)
+        if url.path not in {"", "/"} or url.query or url.fragment:
+            reject(f"{value!r} has a path", "Give the address alone; requests keep their own path.")
+        try:
+            port = url.port
+        except ValueError:
+            reject(f"{value!r} has a port that is none", advice)
+        if url.username or not url.hostname or not re.fullmatch(r"[A-Za-z0-9_.:-]+", url.hostname):
+            reject(f"{value!r} is no address", advice)
+        host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+        address = host if port is None else f"{host}:{port}"
+        return f"https://{address}" if url.scheme == "https" else address
+
+    @field_validator("folder")
+    @classmethod
+    def _folder_is_there(cls, value: str | None) -> str | None:
+        if value is None or value.startswith("/srv/"):
+            if value is not None and not re.fullmatch(r"/srv/[\w./-]+", value):
+                reject(f"{value!r} is no folder under /srv", "Use letters, digits, '.', '-', '_' and '/'.")
+            return value
+        path = absolute(value)
+        if not path.is_dir():
+            reject(f"{path} is no folder", "Make it, or name the folder with the site's files.")
+        return value
+
+    @field_validator("redirect")
+    @classmethod
+    def _redirect_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        url = urlsplit(value)
+        if url.scheme not in {"http", "https"} or not url.hostname or re.search(r"[\s{}\"`]", value):
+            reject(f"{value!r} is no URL to send visitors to", "Give one such as https://www.example.com.")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        kinds = [kind for kind in ("upstream", "folder", "redirect") if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            has = f"has {' and '.join(kinds)}" if kinds else "says nothing of what to serve"
+            reject(has, "Give exactly one of upstream, folder and redirect.")
+        return self
+
+    @property
+    def serves(self) -> Upstream | Folder | Redirect:
+        """What the site serves, as the one kind that it has."""
+        if self.upstream is not None:
+            return Upstream(address=self.upstream)
+        if self.redirect is not None:
+            return Redirect(url=self.redirect)
+        folder = self.folder or ""
+        if folder.startswith("/srv/"):
+            return Folder(path=folder)
+        return Folder(path=f"/srv/{self.names[0]}", source=str(absolute(folder)))
+
+
+class Settings(_Model):
+    """Give the stack's settings in its file."""
+
+    domain: Annotated[
+        str, Field(description=f"{_NAME_ADVICE}: the relay's own, with DNS records for the host.")
+    ]
+    region: Annotated[
+        Region, Field(description="Give id, code and name, such as {id: 900, code: nbg, name: Nuremberg}.")
+    ]
+    host: Annotated[Host, Field(description="Give a group, such as {kind: local}.")] = Host()
+    network: Annotated[Network, Field(description="Give a group, such as {name: shared_bridge}.")] = Network()
+    volumes: Annotated[Volumes, Field(description="Give a group, such as {prefix: relay_}.")] = Volumes()
+    derper: Annotated[Derper, Field(description="Give a group, such as {image: build}.")] = Derper()
+    caddy: Annotated[Caddy, Field(description="Give a group, such as {httpsPort: 443}.")] = Caddy()
+    certificate: Annotated[Certificate, Field(description="Give a group, such as {source: acme}.")] = (
+        Certificate()
+    )
+    sites: Annotated[
+        list[Site],
+        Field(description="Give a list, such as [{names: [blog.example.com], upstream: 'blog:8080'}]."),
+    ] = []
+
+    @field_validator("domain")
+    @classmethod
+    def _domain(cls, value: str) -> str:
+        return host_name(value)

@@ -1,0 +1,177 @@
+"""The only reader of Pulumi's config, and of the stack files that it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import yaml
+from pulumi.runtime import config as runtime_config
+from pydantic import ValidationError
+
+from settings.model import PRIVATE_SUFFIXES, PROJECT_FOLDER, Settings
+from settings.problems import Problem, SettingsError, problems_of
+
+PROJECT = "derp-relays"
+STACK_FOLDER = PROJECT_FOLDER / "stacks"
+
+
+def stack_file(stack: str) -> Path:
+    """Return the path of the file with the settings of ``stack``."""
+    return STACK_FOLDER / f"Pulumi.{stack}.yaml"
+
+
+def read_pulumi_config() -> Settings:
+    """Read the settings of the stack that Pulumi runs the program for.
+
+    Raises ``SettingsError`` with all bad values.
+    """
+    raw = {**runtime_config.get_config_env(), **runtime_config.CONFIG.get()}
+    values = {
+        key.removeprefix(f"{PROJECT}:"): _parsed(text)
+        for key, text in raw.items()
+        if key.startswith(f"{PROJECT}:")
+    }
+    return settings_from(values, f"stacks/Pulumi.{pulumi.get_stack()}.yaml")
+
+
+def _parsed(text: str) -> Any:
+    # Pulumi hands over groups and lists as JSON, and everything else as bare text.
+    if text[:1] in {"{", "["}:
+        return json.loads(text)
+    return text
+
+
+def read_stack_file(stack: str) -> Settings:
+    """Read the settings of ``stack`` from its file, as Pulumi would, without running Pulumi.
+
+    Raises ``SettingsError`` if the file is missing, is no YAML or has bad values.
+    """
+    path = stack_file(stack)
+    where = f"stacks/{path.name}"
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError:
+        there = ", ".join(sorted(p.stem.removeprefix("Pulumi.") for p in STACK_FOLDER.glob("Pulumi.*.yaml")))
+        problem = Problem(
+            where, "is not there", f"Make it, or name one of the stacks that are: {there or 'none'}."
+        )
+        raise SettingsError(where, [problem]) from None
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        at = "" if line is None else f", line {line + 1}"
+        problem = Problem(where + at, f"is no YAML: {getattr(error, 'problem', error)}", "Mend that line.")
+        raise SettingsError(where, [problem]) from None
+    config = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(config, dict):
+        raise SettingsError(
+            where, [Problem("config", "is missing", "Give the settings under the key config.")]
+        )
+    values = {
+        key.removeprefix(f"{PROJECT}:"): value
+        for key, value in config.items()
+        if str(key).startswith(f"{PROJECT}:")
+    }
+    return settings_from(values, where)
+
+
+def settings_from(values: Mapping[str, Any], where: str) -> Settings:
+    """Check ``values``, by their keys without the project's name, and return the settings.
+
+    ``where`` is the stack file that they come from. Empty values count as not
+    given. Raises ``SettingsError`` with every bad value.
+    """
+    # Pulumi.yaml gives every key an empty default, since Pulumi itself would
+    # otherwise stop at the first missing one with no word on how to mend it.
+    given = {key: value for key, value in values.items() if value not in ("", None)}
+    if given.get("region") == {}:
+        del given["region"]
+    problems: list[Problem] = []
+    try:
+        settings = Settings.model_validate(given)
+    except ValidationError as error:
+        problems = problems_of(error, Settings, f"{PROJECT}:")
+        settings = _sound_part(given, {str(details["loc"][0]) for details in error.errors()})
+    problems += [
+        Problem(f"{PROJECT}:{found.key}", found.what, found.mend) for found in _contradictions(settings)
+    ]
+    if problems:
+        raise SettingsError(where, problems)
+    return settings
+
+
+def _sound_part(given: Mapping[str, Any], bad: set[str]) -> Settings:
+    """Return settings from those of ``given`` that are not ``bad``, and defaults for the others.
+
+    Values that contradict each other can so be told in the same message as bad
+    ones; the defaults contradict nothing.
+    """
+    stand_ins: dict[str, Any] = {"domain": "derp.example.com", "region": {"id": 900, "code": "none"}}
+    if "certificate" in bad:
+        stand_ins["certificate"] = {"source": "internal"}
+    sound = {key: value for key, value in given.items() if key not in bad}
+    return Settings.model_validate({**stand_ins, **sound})
+
+
+def _contradictions(settings: Settings) -> Iterator[Problem]:
+    """Find values that are right by themselves and wrong together."""
+    caddy, derper, certificate = settings.caddy, settings.derper, settings.certificate
+    if caddy.http_port == caddy.https_port:
+        yield Problem(
+            "caddy.httpPort", f"{caddy.http_port} is httpsPort as well", "Give two different ports."
+        )
+    if derper.stun_port == caddy.https_port:
+        yield Problem(
+            "derper.stunPort",
+            f"{derper.stun_port}/udp is taken by HTTP/3 on caddy.httpsPort",
+            "Give two different ports; STUN's own is 3478.",
+        )
+    if derper.container_name == caddy.container_name:
+        yield Problem(
+            "caddy.containerName",
+            f"{caddy.container_name!r} is derper's name as well",
+            "Give two different names.",
+        )
+    if certificate.email and certificate.source not in {"acme", "acme-staging"}:
+        yield Problem(
+            "certificate.email",
+            f"has no use with source {certificate.source}",
+            "Leave it out, or set certificate.source to acme.",
+        )
+    yield from _names_given_twice(settings)
+    yield from _names_that_acme_refuses(settings)
+
+
+def _names_given_twice(settings: Settings) -> Iterator[Problem]:
+    seen = {settings.domain: "domain"}
+    for number, site in enumerate(settings.sites):
+        for name in site.names:
+            key = f"sites[{number}].names"
+            if name in seen:
+                yield Problem(key, f"{name} is given in {seen[name]} already", "Give each name once.")
+            seen.setdefault(name, key)
+
+
+def _names_that_acme_refuses(settings: Settings) -> Iterator[Problem]:
+    source = settings.certificate.source
+    if source not in {"acme", "acme-staging"}:
+        return
+    named = [("domain", settings.domain)]
+    named += [(f"sites[{i}].names", name) for i, site in enumerate(settings.sites) for name in site.names]
+    for key, name in named:
+        if name.endswith(PRIVATE_SUFFIXES):
+            yield Problem(
+                key,
+                f"no public authority signs {name}",
+                "Use a public name, or set certificate.source to internal.",
+            )
+    # RFC 8555 section 8.3 and RFC 8737 section 3: challenges come to ports 80 and 443 only.
+    if settings.caddy.http_port != 80 and settings.caddy.https_port != 443:  # noqa: PLR2004
+        yield Problem(
+            "certificate.source",
+            f"{source} needs port 80 or 443, and caddy has neither",
+            "Set caddy.httpPort: 80 and caddy.httpsPort: 443, or certificate.source to internal or files.",
+        )
