@@ -6,14 +6,14 @@ import pulumi
 import pulumi_docker as docker
 
 from components.container import (
-    SILENT_ARGUMENTS,
     common_arguments,
     container_image,
+    container_options,
     data_volume,
     environment,
     published,
 )
-from components.host import Host, on_host
+from components.host import Host
 from components.network import RelayNetwork
 from render import caddyfile
 from render.caddyfile import CERTIFICATE_FOLDER
@@ -46,6 +46,11 @@ class CaddyProxy(pulumi.ComponentResource):
             if caddy.builds
             else ["wget", "--quiet", "--output-document=/dev/null", _ADMIN]
         )
+        ports = [
+            *published(caddy.http_port, 80, "tcp", network),
+            *published(caddy.https_port, 443, "tcp", network),
+            *published(caddy.https_port, 443, "udp", network),
+        ]
         self.container = docker.Container(
             name,
             **common_arguments(caddy, network, probe),
@@ -57,14 +62,10 @@ class CaddyProxy(pulumi.ComponentResource):
             else None,
             # Sites that run on the host itself are reached by this name.
             hosts=[docker.ContainerHostArgs(host="host.docker.internal", ip="host-gateway")],
-            ports=[
-                *published(caddy.http_port, 80, "tcp", network),
-                *published(caddy.https_port, 443, "tcp", network),
-                *published(caddy.https_port, 443, "udp", network),
-            ],
+            ports=ports,
             volumes=self._volumes(settings, host),
             uploads=[docker.ContainerUploadArgs(file="/etc/caddy/Caddyfile", content=caddyfile(settings))],
-            opts=on_host(host, self, replace_on_changes=SILENT_ARGUMENTS),
+            opts=container_options(host, self, ports),
         )
         self.register_outputs({"container": self.container.id})
 

@@ -59,6 +59,25 @@ def data_volume(
     return docker.Volume(name, name=prefix + name, opts=on_host(host, parent, protect=protect))
 
 
+def container_options(
+    host: Host, parent: pulumi.Resource, ports: list[docker.ContainerPortArgs]
+) -> pulumi.ResourceOptions:
+    """Return the options of a container that publishes ``ports``.
+
+    The engine tells a port's IPv4 and IPv6 addresses in any order, and the
+    provider takes another order for a change that replaces the container. So
+    ports are not compared; the trigger stands in for them.
+    """
+    told = sorted(f"{port.ip} {port.external} {port.internal}/{port.protocol}" for port in ports)
+    return on_host(
+        host,
+        parent,
+        replace_on_changes=SILENT_ARGUMENTS,
+        ignore_changes=["ports"],
+        replacement_trigger=", ".join(told),
+    )
+
+
 def published(
     port: int, inside: int, protocol: Literal["tcp", "udp"], network: RelayNetwork
 ) -> list[docker.ContainerPortArgs]:

@@ -6,14 +6,14 @@ import pulumi
 import pulumi_docker as docker
 
 from components.container import (
-    SILENT_ARGUMENTS,
     common_arguments,
     container_image,
+    container_options,
     data_volume,
     environment,
     published,
 )
-from components.host import Host, on_host
+from components.host import Host
 from components.network import RelayNetwork
 from settings import Settings
 
@@ -47,6 +47,7 @@ class DerperRelay(pulumi.ComponentResource):
             folders[derper.key_folder] = data
         by_flags = derper.configured_by == "flags"
         variables = {} if by_flags else {"DERP_DOMAIN": settings.domain, "DERP_ADDR": ":80"}
+        ports = published(derper.stun_port, 3478, "udp", network)
         self.container = docker.Container(
             name,
             **common_arguments(
@@ -57,12 +58,12 @@ class DerperRelay(pulumi.ComponentResource):
             image=image.image_id,
             command=self._flags(settings) if by_flags else None,
             envs=environment(derper, variables) or None,
-            ports=published(derper.stun_port, 3478, "udp", network),
+            ports=ports,
             volumes=[
                 docker.ContainerVolumeArgs(volume_name=volume.name, container_path=path)
                 for path, volume in folders.items()
             ],
-            opts=on_host(host, self, replace_on_changes=SILENT_ARGUMENTS),
+            opts=container_options(host, self, ports),
         )
         self.register_outputs({"container": self.container.id})
 

@@ -82,19 +82,18 @@ def _port_80(settings: Settings) -> str:
     """Answer Tailscale's check for captive portals by name and by address; redirect all else.
 
     Clients ask by literal address and follow no redirect
-    (tailscale.com/net/captivedetection).
+    (tailscale.com/net/captivedetection). The name has a block of its own: one
+    that also stands for any host would come after Caddy's own redirect of the name.
     """
-    return _block(
-        f"http://{settings.domain}, http://",
-        [
-            "handle /generate_204 {",
-            f"\treverse_proxy {settings.derper.container_name}",
-            "}",
-            "handle {",
-            f"\tredir https://{settings.domain}{_port(settings)}{{uri}} permanent",
-            "}",
-        ],
-    )
+    body = [
+        "handle /generate_204 {",
+        f"\treverse_proxy {settings.derper.container_name}",
+        "}",
+        "handle {",
+        f"\tredir https://{settings.domain}{_port(settings)}{{uri}} permanent",
+        "}",
+    ]
+    return _block(f"http://{settings.domain}", body) + "\n" + _block("http://", body)
 
 
 def _redirect_to_port(names: list[str], settings: Settings) -> str:
