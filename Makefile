@@ -45,6 +45,7 @@ lock:
 	@./setup.sh --dev
 	.venv/bin/uv pip compile $(LOCK_OPTIONS) --output-file requirements.txt requirements.in
 	.venv/bin/uv pip compile $(LOCK_OPTIONS) --output-file requirements-dev.txt requirements-dev.in
+	.venv/bin/uv pip compile $(LOCK_OPTIONS) --output-file tools/go/requirements.txt tools/go/requirements.in
 
 # one lock for every Python from 3.11 on; which index it came from is this machine's business
 LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-config \
