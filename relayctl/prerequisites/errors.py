@@ -65,7 +65,9 @@ class DockerPermissionError(DockerEngineError):
 
 
 # as Go, pip, apt, tar and dockerd word the errors of the operating system
-_DISK_FULL = re.compile(r"no space left on device|disk quota exceeded|you don't have enough free space", re.IGNORECASE)
+_DISK_FULL = re.compile(
+    r"no space left on device|disk quota exceeded|you don't have enough free space", re.IGNORECASE
+)
 _NETWORK = re.compile(
     r"no such host|temporary failure (in name )?resol|could not resolve|name or service not known"
     r"|network is unreachable|no route to host|connection (refused|timed out|reset)|i/o timeout"
