@@ -75,6 +75,8 @@ def container_options(
         replace_on_changes=SILENT_ARGUMENTS,
         ignore_changes=["ports"],
         replacement_trigger=", ".join(told),
+        # Two containers cannot hold one name, nor one port.
+        delete_before_replace=True,
     )
 
 

@@ -58,6 +58,7 @@ class RelayNetwork(pulumi.ComponentResource):
                     # The engine adds an IPv4 subnet of its choice, which a refresh
                     # reads back; the trigger stands in for what is ignored.
                     ignore_changes=["ipamConfigs"],
+                    delete_before_replace=True,
                     replacement_trigger=subnet if wanted.ipv6 else "no IPv6",
                 ),
             )
