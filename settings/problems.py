@@ -64,8 +64,8 @@ _WHAT = {
     "bool_parsing": "{value} is neither true nor false",
     "string_type": "{value} is not text",
     "literal_error": "{value} is not one of {expected}",
-    "greater_than_equal": "{value} is less than {ge}",
-    "less_than_equal": "{value} is more than {le}",
+    "greater_than_equal": "{value} is less than {ge:g}",
+    "less_than_equal": "{value} is more than {le:g}",
     "too_short": "{value} is empty",
 }
 

@@ -1,0 +1,124 @@
+"""The Caddyfile says what the settings say; that Caddy obeys it is for the relay lane."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from render import caddyfile
+from settings import settings_from
+from tests.unit.declared import MINIMAL
+
+
+def rendered(**values: Any) -> str:
+    return caddyfile(settings_from({**MINIMAL, **values}, "stacks/Pulumi.test.yaml"))
+
+
+def block(text: str, head: str) -> list[str]:
+    """Return the lines of the block that starts with ``head``, without their indentation."""
+    lines = text.splitlines()
+    start = lines.index(f"{head} {{" if head else "{")
+    return [line.removeprefix("\t") for line in lines[start + 1 : lines.index("}", start)]]
+
+
+def test_the_relay_is_proxied_with_debug_refused_and_sessions_outliving_reloads() -> None:
+    assert block(rendered(), "derp.example.com") == [
+        "respond /debug* 404",
+        "reverse_proxy derper {",
+        "\tstream_close_delay 24h",
+        "}",
+    ]
+
+
+@pytest.mark.parametrize("head", ["http://derp.example.com", "http://"])
+def test_port_80_answers_the_challenge_and_redirects_all_else(head: str) -> None:
+    assert block(rendered(), head) == [
+        "handle /generate_204 {",
+        "\treverse_proxy derper",
+        "}",
+        "handle {",
+        "\tredir https://derp.example.com{uri} permanent",
+        "}",
+    ]
+
+
+def test_redirects_name_a_port_that_is_not_443() -> None:
+    text = rendered(
+        caddy={"httpPort": 8080, "httpsPort": 8443},
+        certificate={"source": "internal"},
+        sites=[{"names": ["a.example.com", "b.example.com"], "upstream": "a:80"}],
+    )
+    assert "\tredir https://derp.example.com:8443{uri} permanent" in block(text, "http://")
+    assert block(text, "http://a.example.com, http://b.example.com") == [
+        "redir https://{host}:8443{uri} permanent"
+    ]
+
+
+def test_redirects_name_the_port_where_port_80_answers_to_no_address() -> None:
+    text = rendered(
+        caddy={"httpPort": 8080, "httpsPort": 8443, "answerByAddress": False},
+        certificate={"source": "internal"},
+    )
+    assert block(text, "http://derp.example.com") == ["redir https://{host}:8443{uri} permanent"]
+    assert "http:// {" not in text
+
+
+@pytest.mark.parametrize(
+    ("certificate", "options"),
+    [
+        ({"source": "acme", "email": "you@example.com"}, ["email you@example.com"]),
+        (
+            {"source": "acme-staging"},
+            ["acme_ca https://acme-staging-v02.api.letsencrypt.org/directory"],
+        ),
+        ({"source": "internal"}, ["local_certs", "skip_install_trust"]),
+    ],
+)
+def test_global_options_follow_the_certificate_source(
+    certificate: dict[str, str], options: list[str]
+) -> None:
+    assert block(rendered(certificate=certificate), "") == options
+
+
+def test_files_are_used_by_every_site(tmp_path: Any) -> None:
+    for name in ("chain.pem", "key.pem"):
+        (tmp_path / name).write_text("")
+    text = rendered(
+        certificate={
+            "source": "files",
+            "folder": str(tmp_path),
+            "certificate": "chain.pem",
+            "key": "key.pem",
+        },
+        sites=[{"names": ["a.example.com"], "upstream": "a:80"}],
+    )
+    line = "tls /certificates/chain.pem /certificates/key.pem"
+    assert block(text, "derp.example.com")[0] == line
+    assert block(text, "a.example.com")[0] == line
+
+
+@pytest.mark.parametrize(
+    ("site", "lines"),
+    [
+        ({"upstream": "blog:8080"}, ["reverse_proxy blog:8080"]),
+        ({"upstream": "http://blog:8080/"}, ["reverse_proxy blog:8080"]),
+        ({"upstream": "https://10.0.0.5:8443"}, ["reverse_proxy https://10.0.0.5:8443"]),
+        ({"upstream": "http://[fd00::5]:80"}, ["reverse_proxy [fd00::5]:80"]),
+        ({"folder": "/srv/blog"}, ["encode", "root /srv/blog", "file_server"]),
+        ({"redirect": "https://www.example.com/"}, ["redir https://www.example.com{uri} permanent"]),
+    ],
+)
+def test_a_site_is_an_upstream_a_folder_or_a_redirect(site: dict[str, str], lines: list[str]) -> None:
+    text = rendered(sites=[{"names": ["blog.example.com", "www.blog.example.com"], **site}])
+    assert block(text, "blog.example.com, www.blog.example.com") == lines
+
+
+def test_a_folder_of_the_host_is_served_from_under_srv(tmp_path: Any) -> None:
+    text = rendered(sites=[{"names": ["blog.example.com"], "folder": str(tmp_path)}])
+    assert "root /srv/blog.example.com" in block(text, "blog.example.com")
+
+
+def test_the_relay_is_found_by_its_containers_name() -> None:
+    text = rendered(derper={"containerName": "derper-two"})
+    assert text.count("reverse_proxy derper-two") == 3

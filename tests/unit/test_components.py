@@ -1,0 +1,253 @@
+"""What each component declares: inputs as the provider gets them, and options as the engine does."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pytest
+
+from components.network import unique_local_subnet
+from images import built_image
+from tests.unit.declared import MINIMAL, Declared, declare
+
+
+def container(name: str, **values: Any) -> Declared:
+    return declare({**MINIMAL, **values}).one(":Container", name)
+
+
+def ports(resource: Declared) -> set[tuple[str, int, str]]:
+    return {
+        (port["ip"], int(port["external"]), f"{int(port['internal'])}/{port['protocol']}")
+        for port in resource.inputs["ports"]
+    }
+
+
+def mounts(resource: Declared) -> dict[str, str]:
+    return {
+        volume["containerPath"]: volume.get("volumeName") or volume["hostPath"]
+        for volume in resource.inputs["volumes"]
+    }
+
+
+def test_the_whole_of_a_stack() -> None:
+    assert sorted(declare(MINIMAL).names()) == [
+        "derp-relays:components:CaddyProxy caddy",
+        "derp-relays:components:DerperRelay derper",
+        "derp-relays:components:LocalHost host",
+        "derp-relays:components:RelayNetwork network",
+        "docker:index/container:Container caddy",
+        "docker:index/container:Container derper",
+        "docker:index/network:Network network",
+        "docker:index/remoteImage:RemoteImage caddy",
+        "docker:index/remoteImage:RemoteImage derper",
+        "docker:index/volume:Volume caddy_config",
+        "docker:index/volume:Volume caddy_data",
+        "docker:index/volume:Volume caddy_etc",
+        "docker:index/volume:Volume caddy_srv",
+        "docker:index/volume:Volume derp_certs",
+        "docker:index/volume:Volume derp_data",
+        "pulumi:providers:docker host",
+        "pulumi:pulumi:Stack derp-relays-test",
+    ]
+
+
+def test_every_docker_resource_has_the_hosts_provider_and_a_component_as_parent() -> None:
+    for resource in declare(MINIMAL).of(""):
+        if resource.type.startswith("docker:"):
+            assert "::host::" in resource.request.provider, resource.name
+            assert "derp-relays:components:" in resource.request.parent, resource.name
+
+
+def test_bad_settings_stop_the_program_before_any_resource() -> None:
+    with pytest.raises(pulumi.RunError, match=r"stacks/Pulumi.test.yaml: 1 bad value; nothing was changed"):
+        declare({**MINIMAL, "domain": "no"})
+
+
+def test_volumes_are_protected_and_carry_nothing_whose_change_would_replace_them() -> None:
+    volumes = declare(MINIMAL).of(":Volume")
+    assert len(volumes) == 6
+    for volume in volumes:
+        assert volume.request.protect, volume.name
+        assert volume.inputs == {"name": f"derp-relays_{volume.name}"}
+
+
+def test_protection_and_names_of_volumes_are_settings() -> None:
+    for volume in declare({**MINIMAL, "volumes": {"prefix": "x_", "protect": False}}).of(":Volume"):
+        assert not volume.request.protect
+        assert volume.inputs["name"] == f"x_{volume.name}"
+
+
+def test_the_network_has_ipv6_and_its_subnet_is_compared_by_the_trigger_alone() -> None:
+    network = declare(MINIMAL).one(":Network", "network")
+    subnet = unique_local_subnet("derp-relays", "test", "shared_bridge")
+    assert network.inputs == {"name": "shared_bridge", "ipv6": True, "ipamConfigs": [{"subnet": subnet}]}
+    assert list(network.request.ignoreChanges) == ["ipamConfigs"]
+    assert network.request.replacement_trigger.string_value == subnet
+    assert network.request.deleteBeforeReplace
+
+
+def test_a_network_without_ipv6_publishes_nothing_over_ipv6() -> None:
+    declared = declare({**MINIMAL, "network": {"ipv6": False}})
+    assert declared.one(":Network", "network").inputs == {"name": "shared_bridge", "ipv6": False}
+    for name in ("derper", "caddy"):
+        assert {ip for ip, _, _ in ports(declared.one(":Container", name))} == {"0.0.0.0"}
+
+
+def test_an_external_network_is_joined_and_not_made() -> None:
+    declared = declare({**MINIMAL, "network": {"name": "mine", "external": True}})
+    assert declared.of(":Network") == []
+    for name in ("derper", "caddy"):
+        assert declared.one(":Container", name).inputs["networksAdvanced"] == [{"name": "mine"}]
+
+
+def test_subnets_are_unique_local_and_each_stacks_own() -> None:
+    one, other = unique_local_subnet("p", "a", "n"), unique_local_subnet("p", "b", "n")
+    assert one != other
+    assert one == unique_local_subnet("p", "a", "n")
+    assert ipaddress.IPv6Network(one).prefixlen == 64
+    assert ipaddress.IPv6Network(one).subnet_of(ipaddress.IPv6Network("fd00::/8"))
+
+
+@pytest.mark.parametrize("name", ["derper", "caddy"])
+def test_both_containers_restart_rotate_logs_end_in_peace_and_have_limits(name: str) -> None:
+    inputs = container(name).inputs
+    assert inputs["restart"] == "unless-stopped"
+    assert (inputs["logDriver"], inputs["logOpts"]) == ("local", {"max-size": "20m", "max-file": "5"})
+    assert (inputs["destroyGraceSeconds"], inputs["stopTimeout"]) == (30, 30)
+    assert (inputs["memory"], inputs["memorySwap"]) == (512, -1)
+    assert "GOMEMLIMIT=460MiB" in inputs["envs"]
+    assert inputs["wait"]
+    assert inputs["healthcheck"]["tests"][0] == "CMD"
+    assert inputs["labels"] == [{"label": "derp-relays.stack", "value": "test"}]
+
+
+@pytest.mark.parametrize("name", ["derper", "caddy"])
+def test_each_of_these_can_be_left_to_the_engine(name: str) -> None:
+    inputs = container(name, **{name: {"memory": 0, "logs": "engine", "healthcheck": []}}).inputs
+    assert {"memory", "memorySwap", "logDriver", "logOpts", "healthcheck", "wait"}.isdisjoint(inputs)
+    assert not any("GOMEMLIMIT" in env for env in inputs.get("envs", []))
+
+
+@pytest.mark.parametrize("name", ["derper", "caddy"])
+def test_what_the_provider_would_ignore_replaces_and_what_flaps_is_compared_by_the_trigger(name: str) -> None:
+    request = container(name).request
+    assert list(request.replaceOnChanges) == ["healthcheck", "init", "tmpfs"]
+    assert list(request.ignoreChanges) == ["ports"]
+    assert request.deleteBeforeReplace
+    assert request.replacement_trigger.string_value
+    moved = container(name, caddy={"httpPort": 81}, derper={"stunPort": 3479}).request
+    assert moved.replacement_trigger.string_value != request.replacement_trigger.string_value
+
+
+def test_derper_by_flags_speaks_plain_http_and_keeps_its_key() -> None:
+    derper = container("derper")
+    assert derper.inputs["command"] == [
+        "-hostname=derp.example.com",
+        "-a=:80",
+        "-c=/app/data/derper.key",
+        "-certdir=/app/certs",
+    ]
+    assert mounts(derper) == {"/app/certs": "derp-relays_derp_certs", "/app/data": "derp-relays_derp_data"}
+    assert ports(derper) == {("0.0.0.0", 3478, "3478/udp"), ("::", 3478, "3478/udp")}
+    assert derper.inputs["healthcheck"]["tests"][1:] == [
+        "/usr/local/bin/healthcheck",
+        "http://127.0.0.1/derp/probe",
+    ]
+
+
+def test_derper_by_environment_gets_no_flags_and_its_key_folder_is_kept() -> None:
+    derper = container(
+        "derper",
+        derper={
+            "image": "ghcr.io/kaaanata/derper:latest@sha256:" + "a" * 64,
+            "arguments": "environment",
+            "keyFolder": "/var/lib/derper",
+        },
+    )
+    assert "command" not in derper.inputs
+    assert derper.inputs["envs"][:2] == ["DERP_DOMAIN=derp.example.com", "DERP_ADDR=:80"]
+    assert mounts(derper)["/var/lib/derper"] == "derp-relays_derp_data"
+    assert "healthcheck" not in derper.inputs
+
+
+def test_a_built_image_is_named_by_its_content_and_its_folder_is_not_compared() -> None:
+    declared = declare({**MINIMAL, "caddy": {"image": "build"}})
+    for program in ("derper", "caddy"):
+        image = declared.one(":RemoteImage", program)
+        built = [built_image(program, arch) for arch in ("amd64", "arm64")]
+        assert image.inputs["name"] in {one.name for one in built}
+        assert image.inputs["build"]["context"] in {str(one.context) for one in built}
+        assert image.inputs["keepLocally"]
+        assert list(image.request.ignoreChanges) == ["build"]
+        assert declared.one(":Container", program).inputs["image"] == f"sha256:{program}"
+
+
+def test_an_image_by_reference_is_pulled_by_its_digest_and_kept() -> None:
+    image = declare(MINIMAL).one(":RemoteImage", "caddy")
+    assert image.inputs["name"].startswith("caddy:2.11.4@sha256:")
+    assert set(image.inputs) == {"name", "keepLocally"}
+
+
+def test_a_version_names_another_image() -> None:
+    names = {
+        declare({**MINIMAL, "derper": {"version": version}}).one(":RemoteImage", "derper").inputs["name"]
+        for version in ("1.102.5", "1.102.4")
+    }
+    assert len(names) == 2
+
+
+def test_caddy_has_its_ports_folders_capability_and_a_way_to_the_host() -> None:
+    caddy = container("caddy")
+    assert ports(caddy) == {
+        (ip, port, inside)
+        for ip in ("0.0.0.0", "::")
+        for port, inside in ((80, "80/tcp"), (443, "443/tcp"), (443, "443/udp"))
+    }
+    assert mounts(caddy) == {
+        "/etc/caddy": "derp-relays_caddy_etc",
+        "/srv": "derp-relays_caddy_srv",
+        "/data": "derp-relays_caddy_data",
+        "/config": "derp-relays_caddy_config",
+    }
+    assert caddy.inputs["capabilities"] == {"adds": ["CAP_NET_ADMIN"]}
+    assert caddy.inputs["hosts"] == [{"host": "host.docker.internal", "ip": "host-gateway"}]
+    assert caddy.inputs["uploads"][0]["file"] == "/etc/caddy/Caddyfile"
+    assert "reverse_proxy derper" in caddy.inputs["uploads"][0]["content"]
+
+
+def test_the_capability_can_be_withheld() -> None:
+    assert "capabilities" not in container("caddy", caddy={"netAdmin": False}).inputs
+
+
+def test_folders_of_sites_and_certificates_are_mounted_read_only(tmp_path: Path) -> None:
+    for name in ("fullchain.pem", "privkey.pem"):
+        (tmp_path / name).write_text("")
+    caddy = container(
+        "caddy",
+        certificate={"source": "files", "folder": str(tmp_path)},
+        sites=[
+            {"names": ["blog.example.com"], "folder": str(tmp_path)},
+            {"names": ["in-volume.example.com"], "folder": "/srv/in-volume"},
+        ],
+    )
+    assert [volume for volume in caddy.inputs["volumes"] if volume.get("readOnly")] == [
+        {"hostPath": str(tmp_path), "containerPath": "/srv/blog.example.com", "readOnly": True},
+        {"hostPath": str(tmp_path), "containerPath": "/certificates", "readOnly": True},
+    ]
+
+
+def test_the_outputs_are_what_a_user_needs_next() -> None:
+    outputs = declare(
+        {
+            **MINIMAL,
+            "host": {"ipv4": "203.0.113.7", "ipv6": "2001:db8::7"},
+            "caddy": {"httpPort": 8080, "httpsPort": 8443},
+            "certificate": {"source": "internal"},
+        }
+    ).outputs
+    assert outputs["url"] == "https://derp.example.com:8443"
+    assert (outputs["ipv4"], outputs["ipv6"]) == ("203.0.113.7", "2001:db8::7")
+    assert outputs["derpMapRegion"]["Nodes"][0]["IPv4"] == "203.0.113.7"
