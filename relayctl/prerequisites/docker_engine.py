@@ -139,8 +139,8 @@ def find() -> DockerEngine | None:
             return _ask(local)
         except _SilentError as silent:
             silences.append((local, silent))
-    for local, silent in silences:
-        if silent.kind == "permission":
+    for local, silence in silences:
+        if silence.kind == "permission":
             raise _permission_error(local)
     return None
 
@@ -423,7 +423,7 @@ def _ask(endpoint: _Endpoint) -> DockerEngine:
         finally:
             client.close()
     except (docker.errors.DockerException, requests.RequestException, OSError) as error:
-        # the operating system's words are at the end of three layers of libraries'
+        # the operating system's words are at the end of three layers of libraries
         told = re.findall(r"\[Errno -?\d+\] [^\"')]+", str(error))
         raise _SilentError("other", told[-1] if told else str(error)) from error
     rootless = any("name=rootless" in option for option in information.get("SecurityOptions") or [])
