@@ -190,8 +190,6 @@ async def _upgrade(stream: _Stream, host: str) -> h11.InformationalResponse:
                 return event
             if isinstance(event, h11.Response):
                 await _refused(http, stream, event.status_code)
-            if not isinstance(event, h11.InformationalResponse):
-                raise DerpError("the connection was closed without a response to the upgrade")
     except h11.RemoteProtocolError as error:
         raise DerpError(f"the response to the upgrade is not HTTP: {error}") from error
     raise DerpError("the upgrade was answered with nothing but informational responses")
@@ -208,7 +206,10 @@ async def _refused(http: h11.Connection, stream: _Stream, status: int) -> NoRetu
 
 async def _next_event(http: h11.Connection, stream: _Stream) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
     while (event := http.next_event()) is h11.NEED_DATA:
-        http.receive_data(await stream.receive())
+        data = await stream.receive()
+        if not data and http.their_state is h11.SEND_RESPONSE:
+            raise DerpError("the connection was closed without a whole response to the upgrade")
+        http.receive_data(data)
     return event
 
 

@@ -72,6 +72,8 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, OSError) and cause.errno in _ERRORS:
             return _ERRORS[cause.errno]
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, httpx.RemoteProtocolError):
+        return f"no proper HTTP response: {error}".rstrip(".")
     if isinstance(error, httpx.HTTPError | OSError):
         return str(error).rstrip(".") or "the connection was closed"
     return f"{type(error).__name__}: {error}"

@@ -81,8 +81,8 @@ async def check_tls(relay: Relay, address: str, context: ssl.SSLContext) -> Find
                 address,
                 f"the server has no certificate for {relay.domain}: {explain(error)}",
                 mend="Right after the start wait a little. Else see that the domain is a site of the"
-                " Caddyfile and why Caddy's log says that it gets no certificate (DNS, ports 80 and 443 reachable, rate"
-                " limits).",
+                " Caddyfile and look in Caddy's log why it gets no certificate (DNS, ports 80 and 443"
+                " reachable, rate limits).",
             )
         return failed(Check.TLS, address, explain(error))
     latency = time.perf_counter() - started
