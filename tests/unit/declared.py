@@ -59,7 +59,7 @@ class _Mocks(mocks.Mocks):
         computed = {"imageId": f"sha256:{args.name}"} if args.typ.endswith(":RemoteImage") else {}
         return f"{args.name}-id", {**args.inputs, **computed}
 
-    def call(self, args: mocks.MockCallArgs) -> dict[Any, Any]:
+    def call(self, args: mocks.MockCallArgs) -> Any:
         raise AssertionError(f"the program asks Docker at preview: {args.token}")
 
 
