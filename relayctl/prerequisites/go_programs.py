@@ -70,7 +70,11 @@ PROGRAMS: dict[Name, GoProgram] = {
     "derper": GoProgram("tools/derper", "tailscale.com/cmd/derper", "tailscale.com", _TAILSCALE_STAMPS),
     "derpprobe": GoProgram("tools/derper", "tailscale.com/cmd/derpprobe", "tailscale.com", _TAILSCALE_STAMPS),
     "caddy": GoProgram(
-        "tools/caddy", "github.com/caddyserver/caddy/v2/cmd/caddy", "github.com/caddyserver/caddy/v2"
+        "tools/caddy",
+        "github.com/caddyserver/caddy/v2/cmd/caddy",
+        "github.com/caddyserver/caddy/v2",
+        # https://github.com/caddyserver/caddy/blob/v2.11.9/caddy.go: else it calls itself "unknown"
+        {"github.com/caddyserver/caddy/v2.CustomVersion": "v{}"},
     ),
     "pulumi": GoProgram(
         "tools/pulumi",

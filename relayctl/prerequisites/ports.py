@@ -37,7 +37,7 @@ class Holder:
         elif self.pid is not None:
             by = f"{self.process} (pid {self.pid})"
         else:
-            by = "a process of another user (see which as root: ss -lptun)"
+            by = "another process (to see which: sudo ss -lptun)"
         return f"port {self.port}/{self.protocol} is taken by {by}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import ssl
 from dataclasses import dataclass
 
@@ -93,4 +94,4 @@ def _reason(error: Exception) -> str:
         return "no connection within 4 s"
     if isinstance(error, httpx.TimeoutException):
         return "no answer within 8 s"
-    return str(error) or type(error).__name__
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__

@@ -1,0 +1,237 @@
+"""The command line: ``python -m relayctl``, which ``make up`` and ``make down`` call."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import click
+import docker
+import docker.errors
+from rich.console import Console
+
+import probe
+from images import built_image
+from probe.__main__ import findings_table
+from relayctl import local_stack, preflight, relay_check
+from relayctl.prerequisites import (
+    docker_engine,
+    image_contexts,
+    provider_plugins,
+    pulumi_cli,
+    registry,
+)
+from relayctl.prerequisites.docker_engine import DockerEngine
+from relayctl.prerequisites.errors import PrerequisiteError
+from relayctl.prerequisites.progress import Progress
+from relayctl.stack import RelayStack
+from settings import Settings, SettingsError, read_stack_file
+from settings.reader import stack_file
+
+
+@click.group()
+def main() -> None:
+    """Run your own Tailscale DERP relays behind Caddy."""
+
+
+@main.command()
+@click.argument("stack", default=local_stack.NAME)
+def up(stack: str) -> None:
+    """Bring up the relay of STACK (by default this machine's), and check it as a client would.
+
+    What is missing on this machine is brought: Pulumi, its plugins, a Docker
+    Engine, the images. A second run takes seconds.
+    """
+    with _errors_for_people() as progress:
+        engine, settings = _engine_and_settings(stack, progress)
+        client = engine.client()
+        with _opened(stack, engine, settings, progress) as opened:
+            _bring_images(settings, engine, progress)
+            known = preflight.Known.from_deployment(opened.deployment())
+            preflight.remove_leftovers(stack, known, client, progress)
+            preflight.check(settings, known, client, _where(stack))
+            with progress.step(f"Bringing up the stack {stack}"):
+                opened.up()
+            outputs = opened.outputs()
+        root = relay_check.save_root_certificate(settings, stack, client)
+        findings = relay_check.check(settings, root, progress)
+        progress.console.print(findings_table(f"{settings.domain}, as clients see it", findings))
+        if not probe.is_up(findings):
+            raise PrerequisiteError(
+                "the relay runs, but not all is right (see the table)",
+                f"docker logs {settings.caddy.container_name}; docker logs {settings.derper.container_name};"
+                " then run it again",
+            )
+        _tell_what_next(stack, settings, outputs, root, progress)
+
+
+@main.command()
+@click.argument("stack", default=local_stack.NAME)
+@click.option("--volumes", is_flag=True, help="Remove certificates and keys too, and forget the stack.")
+def down(stack: str, *, volumes: bool) -> None:
+    """Remove what `up` made of STACK. Volumes with certificates and keys stay unless asked for."""
+    with _errors_for_people() as progress:
+        if not stack_file(stack).exists() and stack == local_stack.NAME:
+            progress.say(f"{_where(stack)} is not there: nothing was ever brought up.")
+            return
+        engine, settings = _engine_and_settings(stack, progress)
+        client = engine.client()
+        with _opened(stack, engine, settings, progress) as opened:
+            known = preflight.Known.from_deployment(opened.deployment())
+            preflight.remove_leftovers(stack, known, client, progress)
+            with progress.step(f"Taking down the stack {stack}"):
+                opened.destroy(volumes=volumes)
+        _remove_built_images(settings, engine, client, progress)
+        progress.say(f"The stack {stack} is down.")
+        if volumes:
+            progress.say(
+                f"Its volumes are gone too. {_where(stack)} is kept; delete it to start from nothing."
+            )
+        else:
+            progress.say(
+                "Volumes with certificates and keys are kept; `make down ARGS=--volumes` removes them."
+            )
+
+
+@main.command()
+@click.argument("stack", default=local_stack.NAME)
+def setup(stack: str) -> None:
+    """Bring what STACK needs on this machine, and change nothing that runs."""
+    with _errors_for_people() as progress:
+        engine, settings = _engine_and_settings(stack, progress)
+        with _pulumi(settings, stack, progress):
+            _bring_images(settings, engine, progress)
+
+
+@dataclass(frozen=True)
+class _Pulumi:
+    cli: pulumi_cli.PulumiCli
+    environment: dict[str, str]
+
+
+@contextlib.contextmanager
+def _errors_for_people() -> Iterator[Progress]:
+    """Yield the progress to report to; show errors without a trace, and exit with 1."""
+    progress = Progress(Console(highlight=False))
+    try:
+        yield progress
+    except (PrerequisiteError, SettingsError) as error:
+        progress.console.print("[bold red]error:[/]", end=" ")
+        progress.say(str(error))
+        sys.exit(1)
+    except docker.errors.DockerException as error:
+        progress.console.print("[bold red]error:[/]", end=" ")
+        progress.say(f"Docker: {error}")
+        sys.exit(1)
+
+
+def _where(stack: str) -> str:
+    return f"stacks/{stack_file(stack).name}"
+
+
+def _engine_and_settings(stack: str, progress: Progress) -> tuple[DockerEngine, Settings]:
+    """Return the engine of a stack on this machine, and its settings; write the local stack's if need be."""
+    if stack == local_stack.NAME and not stack_file(stack).exists():
+        engine = docker_engine.ensure(progress)
+        local_stack.write_if_missing(engine, progress)
+        return engine, read_stack_file(stack)
+    settings = read_stack_file(stack)
+    if settings.host.docker:
+        os.environ["DOCKER_HOST"] = settings.host.docker
+    return docker_engine.ensure(progress), settings
+
+
+@contextlib.contextmanager
+def _pulumi(settings: Settings, stack: str, progress: Progress) -> Iterator[_Pulumi]:
+    """Yield Pulumi with the Docker provider that can be had: the official one, else the stand-in."""
+    cli = pulumi_cli.bring(progress)
+    plugin = provider_plugins.find("docker", cli, progress)
+    if not plugin.installed and settings.host.kind != "local":
+        raise PrerequisiteError(
+            f"Pulumi's docker provider {plugin.version} cannot be downloaded ({plugin.reason}), and"
+            f" the stand-in is for this machine only, but {_where(stack)} has host.kind {settings.host.kind}",
+            f"pulumi plugin install resource docker {plugin.version}   (where the network allows it)",
+        )
+    with provider_plugins.attached(plugin, progress) as attached:
+        yield _Pulumi(cli, attached)
+
+
+@contextlib.contextmanager
+def _opened(stack: str, engine: DockerEngine, settings: Settings, progress: Progress) -> Iterator[RelayStack]:
+    with _pulumi(settings, stack, progress) as pulumi:
+        environment = dict(pulumi.environment)
+        if settings.host.docker is None:
+            environment["DOCKER_HOST"] = engine.host
+        # A context would take precedence over the provider's own host.
+        os.environ.pop("DOCKER_CONTEXT", None)
+        if stack == local_stack.NAME and "PULUMI_CONFIG_PASSPHRASE_FILE" not in os.environ:
+            # The local stack has no secrets; other stacks' passphrases are their owners'.
+            environment["PULUMI_CONFIG_PASSPHRASE"] = os.environ.get("PULUMI_CONFIG_PASSPHRASE", "")
+        yield RelayStack(stack, pulumi.cli, environment, progress)
+
+
+def _bring_images(settings: Settings, engine: DockerEngine, progress: Progress) -> None:
+    """Fill the folders of images that are built; see that the others are there or can be pulled."""
+    client = engine.client()
+    if settings.derper.builds:
+        image_contexts.fill("derper", progress, goarch=engine.goarch, version=settings.derper.version)
+    if settings.caddy.builds:
+        image_contexts.fill("caddy", progress, goarch=engine.goarch, version=settings.caddy.version)
+    for key, container in (("derper", settings.derper), ("caddy", settings.caddy)):
+        if container.builds:
+            continue
+        try:
+            client.images.get(container.image)
+        except docker.errors.ImageNotFound:
+            answer = registry.answers(container.image)
+            if not answer:
+                raise PrerequisiteError(
+                    f"the image {container.image} is not on this machine, and {answer.host} does not answer"
+                    f" ({answer.reason})",
+                    f"mend the network, or set {key}.image to build",
+                ) from None
+
+
+def _remove_built_images(
+    settings: Settings, engine: DockerEngine, client: docker.DockerClient, progress: Progress
+) -> None:
+    """Remove the images that were built for the stack, unless another one runs them."""
+    images = []
+    if settings.derper.builds:
+        images.append(built_image("derper", engine.goarch, settings.derper.version))
+    if settings.caddy.builds:
+        images.append(built_image("caddy", engine.goarch, settings.caddy.version))
+    for image in images:
+        try:
+            client.images.remove(image.name)
+        except docker.errors.ImageNotFound:
+            continue
+        except docker.errors.APIError as error:
+            progress.say(f"The image {image.name} is kept: {error.explanation}")
+
+
+def _tell_what_next(
+    stack: str, settings: Settings, outputs: dict[str, object], root: object, progress: Progress
+) -> None:
+    region = outputs["derpMapRegion"]
+    assert isinstance(region, dict)  # noqa: S101 - the program's own output
+    policy = {"derpMap": {"Regions": {str(region["RegionID"]): region}}}
+    progress.console.print(f"\n[bold green]The relay is up:[/] {outputs['url']}", soft_wrap=True)
+    if root is not None:
+        port = settings.caddy.https_port
+        progress.say(
+            "Look at its page:\n"
+            f"  curl --cacert {root} --resolve {settings.domain}:{port}:127.0.0.1 {outputs['url']}/"
+        )
+    progress.say("Its DERP map region, for a tailnet's policy file (headscale: docs/derp-map.md):")
+    progress.say(json.dumps(policy, indent=2))
+    progress.say(
+        "What next:\n"
+        f"  edit {_where(stack)} and run `make up` again: more sites, other names (docs/settings.md)\n"
+        '  a relay for your tailnet: README, "A real server"\n'
+        "  remove all this: make down"
+    )

@@ -1,0 +1,107 @@
+"""The stack file of this machine, written the first time it is needed."""
+
+from __future__ import annotations
+
+import docker
+import docker.errors
+import yaml
+
+from relayctl.prerequisites import ports, registry
+from relayctl.prerequisites.docker_engine import DockerEngine
+from relayctl.prerequisites.errors import PrerequisiteError
+from relayctl.prerequisites.progress import Progress
+from settings.model import CADDY_IMAGE
+from settings.reader import PROJECT, stack_file
+
+NAME = "local"
+
+_HEADER = """\
+# The relay of this machine, as `make up` found it possible. It is yours to edit;
+# git ignores it. Pulumi.yaml and docs/settings.md list what else there is to set.
+"""
+
+# HTTP and HTTPS ports: the usual ones, else those that are usual for trying things.
+_PORT_PAIRS = ((80, 443), (8080, 8443), (18080, 18443), (28080, 28443), (38080, 38443))
+_STUN_PORTS = (3478, 13478, 23478, 33478)
+
+
+def write_if_missing(engine: DockerEngine, progress: Progress) -> None:
+    """Write ``stacks/Pulumi.local.yaml`` unless it is there, with ports that are free.
+
+    Caddy's image is the pinned one where a registry gives it, else built.
+    Raises ``PrerequisiteError`` if no ports are free.
+    """
+    path = stack_file(NAME)
+    if path.exists():
+        return
+    client = engine.client()
+    http_port, https_port = _web_ports(client)
+    stun_port = ports.first_free(_STUN_PORTS, ["udp"], client)
+    if stun_port is None:
+        taken = ports.holder(_STUN_PORTS[0], "udp", client)
+        raise PrerequisiteError(f"no port is free for STUN: {taken}", f"free one of {_STUN_PORTS}/udp")
+    caddy: dict[str, object] = {"httpPort": http_port, "httpsPort": https_port}
+    if not _pulled(CADDY_IMAGE, engine, progress):
+        caddy["image"] = "build"
+    if not engine.ipv6_publishing:
+        progress.warn(f"IPv6 is left out: {engine.ipv6_reason}")
+    ipv6 = engine.ipv6_publishing is not False
+    host = {"kind": "local", "ipv4": "127.0.0.1"} | ({"ipv6": "::1"} if ipv6 else {})
+    values: dict[str, object] = {
+        "domain": "derp.localhost",
+        "region": {"id": 900, "code": "local", "name": "This machine"},
+        "host": host,
+        "derper": {"stunPort": stun_port},
+        "caddy": caddy,
+        "certificate": {"source": "internal"},
+    }
+    if not ipv6:
+        values["network"] = {"ipv6": False}
+    config: dict[str, object] = {"pulumi:disable-default-providers": ["docker", "hcloud"]}
+    config |= {f"{PROJECT}:{key}": value for key, value in values.items()}
+    text = _HEADER + yaml.safe_dump({"config": config}, sort_keys=False)
+    unfinished = path.with_suffix(".new")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+    progress.say(
+        f"Wrote stacks/{path.name}: HTTP on {http_port}, HTTPS on {https_port}, STUN on {stun_port}/udp,"
+        f" Caddy {'built from its module' if 'image' in caddy else 'from its pinned image'}."
+    )
+
+
+def _web_ports(client: docker.DockerClient) -> tuple[int, int]:
+    for http_port, https_port in _PORT_PAIRS:
+        wanted: list[tuple[int, ports.Protocol]] = [
+            (http_port, "tcp"),
+            (https_port, "tcp"),
+            (https_port, "udp"),
+        ]
+        if not ports.holders(wanted, client):
+            return http_port, https_port
+    taken = ports.holders([(port, "tcp") for pair in _PORT_PAIRS for port in pair], client)
+    raise PrerequisiteError(
+        "no two ports are free for HTTP and HTTPS: " + "; ".join(map(str, taken)),
+        "free two of them, or write stacks/Pulumi.local.yaml with others (docs/settings.md)",
+    )
+
+
+def _pulled(reference: str, engine: DockerEngine, progress: Progress) -> bool:
+    """Return whether the engine has the image by now; pull it if it has not."""
+    client = engine.client(timeout=600)
+    try:
+        client.images.get(reference)
+    except docker.errors.ImageNotFound:
+        pass
+    else:
+        return True
+    answer = registry.answers(reference)
+    if not answer:
+        progress.say(f"No image registry answers ({answer.host}: {answer.reason}).")
+        return False
+    try:
+        with progress.step(f"Pulling {reference}"):
+            client.images.pull(reference)
+    except docker.errors.APIError as error:
+        progress.warn(f"{answer.host} does not give {reference}: {error.explanation or error}")
+        return False
+    return True

@@ -1,0 +1,121 @@
+"""What would make an update fail on this engine, said before the update begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import docker
+import docker.errors
+from docker.models.containers import Container
+
+from relayctl.prerequisites import ports
+from relayctl.prerequisites.errors import PrerequisiteError
+from relayctl.prerequisites.progress import Progress
+from settings import Settings
+
+STACK_LABEL = "derp-relays.stack"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the stack's state knows of: ids of its ``containers`` and ``networks`` on the engine."""
+
+    containers: frozenset[str]
+    networks: frozenset[str]
+
+    @classmethod
+    def from_deployment(cls, deployment: Mapping[str, object] | None) -> Known:
+        """Read the ids out of an exported deployment, which is ``None`` for a new stack."""
+        resources = (deployment or {}).get("resources") or []
+        assert isinstance(resources, list)  # noqa: S101 - the format of the state file
+
+        def ids(type_: str) -> frozenset[str]:
+            return frozenset(str(r["id"]) for r in resources if r.get("type") == type_ and r.get("id"))
+
+        return cls(ids("docker:index/container:Container"), ids("docker:index/network:Network"))
+
+
+def remove_leftovers(stack: str, known: Known, client: docker.DockerClient, progress: Progress) -> None:
+    """Remove what an interrupted update of ``stack`` made and its state does not know of.
+
+    Only containers and networks that carry the stack's label: they hold no
+    data, and the update makes them anew.
+    """
+    wanted = {"label": f"{STACK_LABEL}={stack}"}
+    for container in client.containers.list(all=True, filters=wanted):
+        if container.id not in known.containers:
+            progress.say(f"Removing the container {container.name}, which an interrupted update left.")
+            container.remove(force=True)
+    for network in client.networks.list(filters=wanted):
+        if network.id not in known.networks:
+            progress.say(f"Removing the network {network.name}, which an interrupted update left.")
+            network.remove()
+
+
+def check(settings: Settings, known: Known, client: docker.DockerClient, where: str) -> None:
+    """Raise ``PrerequisiteError`` with everything that stands in the update's way.
+
+    ``where`` is the stack file. Taken are names and ports that somebody else has.
+    """
+    problems = [*_names(settings, known, client), *_ports(settings, known, client)]
+    if problems:
+        raise PrerequisiteError(
+            f"{where} does not fit this machine; nothing was changed\n"
+            + "\n".join(f"  {what}" for what, _ in problems),
+            "\n".join(dict.fromkeys(mend for _, mend in problems)),
+        )
+
+
+def _names(settings: Settings, known: Known, client: docker.DockerClient) -> Iterator[tuple[str, str]]:
+    for key, name in (
+        ("derper", settings.derper.container_name),
+        ("caddy", settings.caddy.container_name),
+    ):
+        other = _container(client, name)
+        if other is not None and other.id not in known.containers:
+            yield (
+                f"there is a container {name} already, which is not this stack's ({other.image_reference})",
+                f"remove it (docker rm -f {name}), or set {key}.containerName to another name",
+            )
+    # The engine's own filter takes a part of a name for the whole.
+    networks = client.networks.list(names=[settings.network.name])
+    same_name = [network for network in networks if network.name == settings.network.name]
+    if settings.network.external and not same_name:
+        yield (
+            f"there is no network {settings.network.name}, and network.external says that there is",
+            f"make it (docker network create --ipv6 {settings.network.name}), or set network.external: false",
+        )
+    if not settings.network.external and any(network.id not in known.networks for network in same_name):
+        yield (
+            f"there is a network {settings.network.name} already, which is not this stack's",
+            "set network.external: true to join it, or network.name to another name",
+        )
+
+
+@dataclass(frozen=True)
+class _Named:
+    id: str
+    image_reference: str
+
+
+def _container(client: docker.DockerClient, name: str) -> _Named | None:
+    try:
+        found: Container = client.containers.get(name)
+    except docker.errors.NotFound:
+        return None
+    return _Named(str(found.id), str(found.attrs["Config"]["Image"]))
+
+
+def _ports(settings: Settings, known: Known, client: docker.DockerClient) -> Iterator[tuple[str, str]]:
+    own = {str(c.name) for c in client.containers.list(all=True) if c.id in known.containers}
+    wanted: list[tuple[str, int, ports.Protocol]] = [
+        ("caddy.httpPort", settings.caddy.http_port, "tcp"),
+        ("caddy.httpsPort", settings.caddy.https_port, "tcp"),
+        ("caddy.httpsPort", settings.caddy.https_port, "udp"),
+        ("derper.stunPort", settings.derper.stun_port, "udp"),
+    ]
+    for key, port, protocol in wanted:
+        holder = ports.holder(port, protocol, client, own_containers=own)
+        if holder is not None:
+            yield str(holder), f"end it, or set {key} to another port"

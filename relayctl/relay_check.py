@@ -1,0 +1,83 @@
+"""The relay of a stack on this machine, checked as a client would."""
+
+from __future__ import annotations
+
+import io
+import socket
+import tarfile
+from pathlib import Path
+
+import docker
+import docker.errors
+
+import probe
+from images.recipe import cache_folder
+from relayctl.prerequisites.errors import PrerequisiteError
+from relayctl.prerequisites.progress import Progress
+from settings import Settings
+
+# Where Caddy keeps its own authority's root (caddyserver.com/docs/conventions#data-directory).
+_ROOT_CERTIFICATE = "/data/caddy/pki/authorities/local/root.crt"
+# Seconds for a certificate to be issued and everything to answer; ACME takes some ten of them.
+_PATIENCE = 60.0
+
+
+def save_root_certificate(settings: Settings, stack: str, client: docker.DockerClient) -> Path | None:
+    """Copy the root of Caddy's own authority out of its container; ``None`` for other certificates.
+
+    The file is ``ca/<stack>.pem`` in the cache folder. Raises
+    ``PrerequisiteError`` if the container or the certificate is not there.
+    """
+    if settings.certificate.source != "internal":
+        return None
+    try:
+        chunks, _ = client.containers.get(settings.caddy.container_name).get_archive(_ROOT_CERTIFICATE)
+    except docker.errors.NotFound as error:
+        raise PrerequisiteError(
+            f"the container {settings.caddy.container_name} has no {_ROOT_CERTIFICATE}: {error.explanation}",
+            f"see what Caddy says: docker logs {settings.caddy.container_name}",
+        ) from error
+    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
+        member = archive.extractfile(archive.getmembers()[0])
+        assert member is not None  # noqa: S101 - the path names a file
+        content = member.read()
+    path = cache_folder() / "ca" / f"{stack}.pem"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def addresses(settings: Settings) -> list[str]:
+    """Return the addresses to ask: the host's as configured, else this machine's loopback."""
+    told = [address for address in (settings.host.ipv4, settings.host.ipv6) if address]
+    if told:
+        return told
+    return ["127.0.0.1", "::1"] if settings.network.ipv6 and _has_ipv6() else ["127.0.0.1"]
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as trial:
+            trial.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def check(settings: Settings, root: Path | None, progress: Progress) -> list[probe.Finding]:
+    """Check the relay until it is up or a minute has passed, and return what was found last."""
+    relay = probe.Relay(
+        domain=settings.domain,
+        addresses=addresses(settings),
+        https_port=settings.caddy.https_port,
+        http_port=settings.caddy.http_port if settings.caddy.answer_by_address else None,
+        stun_port=settings.derper.stun_port,
+        ca_roots=None if root is None else root.read_text(),
+    )
+    with progress.step("Checking the relay as a client would") as step:
+
+        def attempted(number: int, findings: list[probe.Finding]) -> None:
+            bad = [f.check.value for f in findings if f.status is probe.Status.FAILED]
+            step.detail = f"attempt {number}: {', '.join(dict.fromkeys(bad)) or 'nothing'} not right yet"
+
+        return probe.wait_until_up(relay, timeout=_PATIENCE, on_attempt=attempted)
