@@ -106,9 +106,8 @@ def common_arguments(
         "name": settings.container_name,
         "restart": "unless-stopped",
         "networks_advanced": [docker.ContainerNetworksAdvancedArgs(name=network.name)],
-        "labels": [
-            docker.ContainerLabelArgs(label="derp-relays.stack", value=pulumi.get_stack()),
-        ],
+        # By it, what an interrupted update left is told from what somebody else made.
+        "labels": [docker.ContainerLabelArgs(label="derp-relays.stack", value=pulumi.get_stack())],
         # Without it the provider kills at once; stop_timeout is for `docker stop`.
         "destroy_grace_seconds": GRACE_SECONDS,
         "stop_timeout": GRACE_SECONDS,

@@ -52,6 +52,7 @@ class RelayNetwork(pulumi.ComponentResource):
                 name=wanted.name,
                 ipv6=wanted.ipv6,
                 ipam_configs=[docker.NetworkIpamConfigArgs(subnet=subnet)] if wanted.ipv6 else None,
+                labels=[docker.NetworkLabelArgs(label="derp-relays.stack", value=pulumi.get_stack())],
                 opts=on_host(
                     host,
                     self,

@@ -83,7 +83,12 @@ def test_protection_and_names_of_volumes_are_settings() -> None:
 def test_the_network_has_ipv6_and_its_subnet_is_compared_by_the_trigger_alone() -> None:
     network = declare(MINIMAL).one(":Network", "network")
     subnet = unique_local_subnet("derp-relays", "test", "shared_bridge")
-    assert network.inputs == {"name": "shared_bridge", "ipv6": True, "ipamConfigs": [{"subnet": subnet}]}
+    assert network.inputs == {
+        "name": "shared_bridge",
+        "ipv6": True,
+        "ipamConfigs": [{"subnet": subnet}],
+        "labels": [{"label": "derp-relays.stack", "value": "test"}],
+    }
     assert list(network.request.ignoreChanges) == ["ipamConfigs"]
     assert network.request.replacement_trigger.string_value == subnet
     assert network.request.deleteBeforeReplace
@@ -91,7 +96,10 @@ def test_the_network_has_ipv6_and_its_subnet_is_compared_by_the_trigger_alone() 
 
 def test_a_network_without_ipv6_publishes_nothing_over_ipv6() -> None:
     declared = declare({**MINIMAL, "network": {"ipv6": False}})
-    assert declared.one(":Network", "network").inputs == {"name": "shared_bridge", "ipv6": False}
+    network = declared.one(":Network", "network")
+    assert not network.inputs["ipv6"]
+    assert "ipamConfigs" not in network.inputs
+    assert network.request.replacement_trigger.string_value == "no IPv6"
     for name in ("derper", "caddy"):
         assert {ip for ip, _, _ in ports(declared.one(":Container", name))} == {"0.0.0.0"}
 
