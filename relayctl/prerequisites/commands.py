@@ -51,6 +51,10 @@ def run(  # noqa: PLR0913 - each says something of its own
     Raises ``CommandFailedError`` or the class of it that fits: ``TimeLimitError``,
     ``DiskFullError``, ``NetworkUnreachableError``.
     """
+    # setpriv would be what fails, and say it less clearly
+    path = (os.environ if environment is None else environment).get("PATH", os.defpath)
+    if shutil.which(command[0], path=path) is None:
+        raise CommandFailedError(f"{title}: there is no program {command[0]}", mend)
     lines: deque[str] = deque(maxlen=10_000)
     with progress.step(title) as step:
         try:

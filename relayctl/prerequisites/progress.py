@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _PLAIN_INTERVAL = 15.0
 _TERMINAL_INTERVAL = 0.5
 _DETAIL_WIDTH = 60
+# in a log, a step that was quicker needs no line for its end
+_PLAIN_WORTH_TELLING = 1.0
 
 
 class Step:
@@ -50,11 +52,11 @@ class Progress:
 
     def say(self, message: str) -> None:
         """Show a message."""
-        self.console.print(escape(message), soft_wrap=True)
+        self.console.print(escape(message), soft_wrap=True, highlight=False)
 
     def warn(self, message: str) -> None:
         """Show a message that should not be overlooked."""
-        self.console.print(f"[bold yellow]! {escape(message)}[/]", soft_wrap=True)
+        self.console.print(f"[bold yellow]! {escape(message)}[/]", soft_wrap=True, highlight=False)
 
     @contextlib.contextmanager
     def step(self, title: str) -> Iterator[Step]:
@@ -69,10 +71,14 @@ class Progress:
             try:
                 yield step
             except BaseException:
-                self.console.print(f"[red]✗[/] {escape(title)} ({step.seconds():.0f} s)", soft_wrap=True)
+                self.console.print(
+                    f"[red]✗[/] {escape(title)} ({step.seconds():.0f} s)", soft_wrap=True, highlight=False
+                )
                 raise
-        if self.console.is_terminal or step.seconds() >= 1:
-            self.console.print(f"[green]✓[/] {escape(title)} ({step.seconds():.0f} s)", soft_wrap=True)
+        if self.console.is_terminal or step.seconds() >= _PLAIN_WORTH_TELLING:
+            self.console.print(
+                f"[green]✓[/] {escape(title)} ({step.seconds():.0f} s)", soft_wrap=True, highlight=False
+            )
 
     @contextlib.contextmanager
     def _shown(self, step: Step) -> Iterator[None]:
@@ -95,7 +101,7 @@ class Progress:
                 if self.console.is_terminal:
                     status = stack.enter_context(self.console.status(escape(step.title)))
                 else:
-                    self.console.print(f"… {escape(step.title)}", soft_wrap=True)
+                    self.console.print(f"… {escape(step.title)}", soft_wrap=True, highlight=False)
                 heart = threading.Thread(target=self._beat, args=(status, ended), daemon=True)
                 heart.start()
                 try:
@@ -113,6 +119,6 @@ class Progress:
             detail = f": {step.detail[-_DETAIL_WIDTH:]}" if step.detail else ""
             line = f"{escape(step.title)} ({step.seconds():.0f} s){escape(detail)}"
             if status is None:
-                self.console.print(f"… still {line}", soft_wrap=True)
+                self.console.print(f"… still {line}", soft_wrap=True, highlight=False)
             else:
                 status.update(line)
