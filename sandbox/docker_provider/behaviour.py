@@ -1,0 +1,289 @@
+"""
+What the real plugin does with the arguments, beyond what its SDK tells.
+
+The plugin (https://github.com/pulumi/pulumi-docker) wraps the Terraform provider
+https://github.com/kreuzwerker/terraform-provider-docker, here at v4.5.0: the tables follow
+``internal/provider/resource_docker_{container,network,volume,image}.go`` there (``ForceNew``,
+``Computed``, ``Default``, ``TypeSet``, ``ValidateDiagFunc``), under the names of the SDK.
+A dotted path such as ``ports.ip`` means that field of each element.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from .durations import parse_duration
+from .schema import Property, resource_schemas
+
+Validator = Callable[[Any], str | None]
+"""Takes a known value, returns what is wrong with it or None."""
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How one resource type treats its arguments."""
+
+    token: str
+    updates_in_place: frozenset[str]
+    """Arguments whose change does not replace the resource; all others do."""
+    computed: frozenset[str]
+    """Arguments that Docker fills where the program leaves them out: leaving one out is no change."""
+    sets: frozenset[str]
+    """Paths of arrays whose order means nothing."""
+    defaults: Mapping[str, Any]
+    """Values filled in by Check, by path."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Paths that are in the SDK but not carried, with the reason."""
+    validators: Mapping[str, Validator] = field(default_factory=dict)
+    conflicts: tuple[tuple[str, str], ...] = ()
+    autonamed: bool = True
+    """Whether a missing name is made up from the resource's name in the program."""
+    delete_before_replace: bool = False
+    schema_version: int = 0
+    """Version of the real plugin's state, kept in the state so that the real plugin can take it over."""
+    timeouts: bool = False
+    """Whether the real plugin keeps its (default) timeouts in the state."""
+    computed_nested: frozenset[str] = frozenset()
+    """Paths of fields inside arrays that Docker fills."""
+
+
+def _matches(pattern: str) -> Validator:
+    compiled = re.compile(pattern)
+
+    def check(value: Any) -> str | None:
+        return None if compiled.search(value) else f"'{value}' doesn't match the pattern '{pattern}'"
+
+    return check
+
+
+def _at_least(minimum: int) -> Validator:
+    def check(value: Any) -> str | None:
+        return f"'{value}' cannot be lower than {minimum}" if value < minimum else None
+
+    return check
+
+
+def _duration(value: Any) -> str | None:
+    try:
+        nanoseconds = parse_duration(value)
+    except ValueError:
+        return f"'{value}' is not a valid duration"
+    return f"'{value}' duration must not be negative" if nanoseconds < 0 else None
+
+
+def _base64(value: Any) -> str | None:
+    try:
+        base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        return f"'{value}' is not base64 decodeable"
+    return None
+
+
+def _absolute(value: Any) -> str | None:
+    # the upstream pattern takes Windows paths too; this daemon is a local, Linux one
+    return None if value.startswith("/") else f"'{value}' must be an absolute path"
+
+
+def _command_word(value: Any) -> str | None:
+    return None if value else "values for command may not be empty"
+
+
+def _only_true(value: Any) -> str | None:
+    if value:
+        return None
+    return "the stand-in builds with the daemon's classic builder only and needs useLegacyBuilder to be true"
+
+
+_DEVICES = "limits of devices and GPUs are not carried"
+_NOT_IN_LIBRARY = "the docker library it uses has no such option"
+_NEWER = "how the real plugin treats it could not be checked"
+
+_NETWORK = Behaviour(
+    token="docker:index/network:Network",
+    updates_in_place=frozenset(),
+    computed=frozenset({"driver", "options", "internal", "ipamConfigs"}),
+    sets=frozenset({"labels", "ipamConfigs"}),
+    defaults={"ipamDriver": "default"},
+    schema_version=1,
+)
+
+_VOLUME = Behaviour(
+    token="docker:index/volume:Volume",
+    updates_in_place=frozenset({"cluster"}),
+    computed=frozenset({"driver"}),
+    sets=frozenset({"labels"}),
+    defaults={},
+    refused={"cluster": "cluster volumes need a swarm"},
+    schema_version=1,
+)
+
+_BUILD_CARRIED = frozenset(
+    {
+        "context", "dockerfile", "useLegacyBuilder", "buildArgs", "labels", "tags", "remove", "noCache",
+        "forceRemove", "pullParent", "target", "platform", "networkMode", "extraHosts", "cacheFroms",
+    }
+)  # fmt: skip
+_BUILD_REASONS = {
+    "label": "the real plugin's legacy builder leaves it out without a word; use labels",
+    "builder": "it belongs to buildx",
+    "buildLogFile": "it belongs to buildx",
+    "additionalContexts": "it belongs to buildx",
+    "cacheTos": "it belongs to buildx",
+    "provenance": "it belongs to buildx",
+    "sbom": "it belongs to buildx",
+    "secrets": "it belongs to BuildKit",
+}
+
+
+@cache
+def _remote_image() -> Behaviour:
+    build = resource_schemas()["docker:index/remoteImage:RemoteImage"].arguments["build"].type.properties
+    return Behaviour(
+        token="docker:index/remoteImage:RemoteImage",
+        updates_in_place=frozenset({"keepLocally", "forceRemove"}),
+        computed=frozenset(),
+        sets=frozenset({"pullTriggers"}),
+        defaults={"build.dockerfile": "Dockerfile", "build.remove": True},
+        refused={
+            f"build.{name}": _BUILD_REASONS.get(name, "the stand-in's classic builder does not carry it")
+            for name in build
+            if name not in _BUILD_CARRIED
+        },
+        validators={"build.useLegacyBuilder": _only_true},
+        conflicts=(("build", "pullTriggers"),),
+        autonamed=False,
+        timeouts=True,
+    )
+
+
+_CONTAINER = Behaviour(
+    token="docker:index/container:Container",
+    updates_in_place=frozenset(
+        {
+            "attach", "containerReadRefreshTimeoutMilliseconds", "cpuPeriod", "cpuQuota", "cpuSet", "cpuShares",
+            "destroyGraceSeconds", "deviceReadBps", "deviceReadIops", "deviceWriteBps", "deviceWriteIops",
+            "healthcheck", "init", "logs", "maxRetryCount", "memory", "memoryReservation", "memorySwap", "mustRun",
+            "removeVolumes", "restart", "rm", "start", "tmpfs", "wait", "waitTimeout",
+        }
+    ),  # fmt: skip
+    # user and workingDir are not computed upstream, but a DiffSuppressFunc there has the same effect
+    computed=frozenset(
+        {
+            "command", "entrypoints", "envs", "healthcheck", "hostname", "init", "ipcMode", "labels", "logDriver",
+            "platform", "runtime", "securityOpts", "shmSize", "stopSignal", "stopTimeout", "user", "workingDir",
+        }
+    ),  # fmt: skip
+    computed_nested=frozenset({"ports.external"}),
+    sets=frozenset(
+        {
+            "capabilities.adds", "capabilities.drops", "deviceReadBps", "deviceReadIops", "deviceRequests",
+            "deviceWriteBps", "deviceWriteIops", "devices", "dns", "dnsOpts", "dnsSearches", "envs", "groupAdds",
+            "hosts", "labels", "mounts", "mounts.volumeOptions.labels", "networksAdvanced",
+            "networksAdvanced.aliases", "networksAdvanced.driverOpts", "networksAdvanced.linkLocalIps",
+            "securityOpts", "ulimits", "uploads", "volumes",
+        }
+    ),  # fmt: skip
+    defaults={
+        "attach": False,
+        "containerReadRefreshTimeoutMilliseconds": 15000,
+        "devices.permissions": "rwm",
+        "healthcheck.interval": "0s",
+        "healthcheck.startInterval": "0s",
+        "healthcheck.startPeriod": "0s",
+        "healthcheck.timeout": "0s",
+        "logs": False,
+        "memoryReservation": 0,
+        "mustRun": True,
+        "networkMode": "bridge",
+        "ports.ip": "0.0.0.0",  # noqa: S104 - the documented default of the argument
+        "ports.protocol": "tcp",
+        "readOnly": False,
+        "removeVolumes": True,
+        "restart": "no",
+        "rm": False,
+        "start": True,
+        "stdinOpen": False,
+        "tty": False,
+        "uploads.executable": False,
+        "wait": False,
+        "waitTimeout": 60,
+    },
+    refused={
+        "deviceCgroupRules": _NEWER,
+        "deviceReadBps": _DEVICES,
+        "deviceReadIops": _DEVICES,
+        "deviceRequests": _DEVICES,
+        "deviceWriteBps": _DEVICES,
+        "deviceWriteIops": _DEVICES,
+        "gpus": _DEVICES,
+        "mounts.volumeOptions.subpath": "it needs a newer Docker API than the stand-in speaks",
+        "networksAdvanced.gwPriority": _NOT_IN_LIBRARY,
+        "uploads.group": _NEWER,
+        "uploads.owner": _NEWER,
+    },
+    validators={
+        "cgroupnsMode": _matches("^(private|host|)$"),
+        "command": _command_word,
+        "cpuPeriod": _at_least(0),
+        "cpuQuota": _at_least(0),
+        "cpuSet": _matches(r"^\d+([,-]\d+)*$"),
+        "cpuShares": _at_least(0),
+        "healthcheck.interval": _duration,
+        "healthcheck.retries": _at_least(0),
+        "healthcheck.startInterval": _duration,
+        "healthcheck.startPeriod": _duration,
+        "healthcheck.timeout": _duration,
+        "memory": _at_least(0),
+        "memoryReservation": _at_least(0),
+        "memorySwap": _at_least(-1),
+        "mounts.bindOptions.propagation": _matches("^(private|rprivate|shared|rshared|slave|rslave)$"),
+        "mounts.type": _matches("^(bind|volume|tmpfs)$"),
+        "restart": _matches("^(no|on-failure|always|unless-stopped)$"),
+        "shmSize": _at_least(0),
+        "uploads.contentBase64": _base64,
+        "uploads.permissions": _matches("^0[0-7]{3}$"),
+        "volumes.hostPath": _absolute,
+        "volumes.selinuxRelabel": _matches("^(z|Z)$"),
+    },
+    conflicts=(("deviceRequests", "gpus"),),
+    delete_before_replace=True,
+    schema_version=2,
+    timeouts=True,
+)
+
+
+@cache
+def behaviours() -> Mapping[str, Behaviour]:
+    """Return the behaviour of each carried resource type, by type token."""
+    return {each.token: each for each in (_NETWORK, _VOLUME, _remote_image(), _CONTAINER)}
+
+
+PROVIDER_REFUSED = {
+    "caMaterial": "TLS is for daemons on other machines",
+    "certMaterial": "TLS is for daemons on other machines",
+    "certPath": "TLS is for daemons on other machines",
+    "context": "the stand-in reads no Docker contexts",
+    "keyMaterial": "TLS is for daemons on other machines",
+    "registryAuth": "the stand-in pulls with the Docker configuration file only",
+    "sshOpts": "SSH is for daemons on other machines",
+}
+"""Arguments of the provider resource that are not carried, with the reason."""
+
+
+def path_exists(path: str, properties: Mapping[str, Property]) -> bool:
+    """Tell whether the dotted ``path`` names an argument, or a field of one."""
+    name, _, rest = path.partition(".")
+    if name not in properties:
+        return False
+    if not rest:
+        return True
+    value = properties[name].type
+    while value.element is not None:
+        value = value.element
+    return path_exists(rest, value.properties)

@@ -1,0 +1,244 @@
+"""Check: are a resource's arguments right, and what are their defaults."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import REAL_PLUGIN
+from .behaviour import PROVIDER_REFUSED, Behaviour
+from .schema import Property, ValueType
+from .values import DEFAULTS, UNKNOWN, child, is_empty
+
+_RANDOM_CHARACTERS = 7
+"""Length of the random end of a made-up name (``SetAutonaming`` in pulumi-docker's provider/resources.go)."""
+
+_CALLED = {
+    "string": "a string",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "array": "a list",
+    "map": "a map",
+    "object": "an object",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One thing that is wrong: at which property path, and what."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class _Walk:
+    """One check of one resource; gathers what is wrong."""
+
+    resource_name: str
+    behaviour: Behaviour | None
+    failures: list[Failure] = field(default_factory=list)
+
+    def fail(self, path: str, reason: str) -> None:
+        self.failures.append(Failure(path, f"{reason}. Examine values at '{self.resource_name}.{path}'."))
+
+    def properties(
+        self, values: Mapping[str, Any], properties: Mapping[str, Property], path: str, pattern: str
+    ) -> dict[str, Any]:
+        """Check the fields of an object; return them converted, nulls dropped."""
+        checked: dict[str, Any] = {}
+        for name, value in values.items():
+            if name == DEFAULTS or value is None:
+                continue
+            where = child(path, name)
+            if name not in properties:
+                similar = difflib.get_close_matches(name, properties, n=1)
+                hint = f" (did you mean '{similar[0]}'?)" if similar else ""
+                self.fail(where, f"Invalid or unknown key{hint}")
+                continue
+            field_pattern = f"{pattern}.{name}" if pattern else name
+            reason = self.behaviour.refused.get(field_pattern) if self.behaviour else None
+            if reason is not None and not is_empty(value):
+                self.fail(
+                    where,
+                    f"The stand-in for the docker plugin does not carry '{field_pattern}': {reason}. "
+                    f"Use the real plugin ({REAL_PLUGIN}) or leave the argument out",
+                )
+                continue
+            checked[name] = self.value(value, properties[name].type, where, field_pattern)
+        for name, each in properties.items():
+            if each.required and name not in checked and values.get(name) is None:
+                where = child(path, name)
+                self.fail(
+                    where,
+                    f'Missing required argument. The argument "{where}" is required, but no definition was found.',
+                )
+        return checked
+
+    def value(self, value: Any, wanted: ValueType, path: str, pattern: str) -> Any:
+        if value == UNKNOWN:
+            return value
+        match wanted.kind:
+            case "array":
+                if isinstance(value, list):
+                    assert wanted.element is not None  # noqa: S101 - arrays always have one
+                    return [
+                        self.value(each, wanted.element, child(path, index), pattern)
+                        for index, each in enumerate(value)
+                    ]
+            case "map":
+                if isinstance(value, dict):
+                    assert wanted.element is not None  # noqa: S101 - maps always have one
+                    return {
+                        key: self.value(each, wanted.element, child(path, key), pattern)
+                        for key, each in value.items()
+                        if key != DEFAULTS and each is not None
+                    }
+            case "object":
+                if isinstance(value, dict):
+                    return self.properties(value, wanted.properties, path, pattern)
+            case _:
+                converted = _scalar(value, wanted.kind)
+                if converted is not None:
+                    wrong = self._validate(converted, pattern)
+                    if wrong:
+                        self.fail(path, wrong)
+                    return converted
+        self.fail(path, f"Expected {_CALLED[wanted.kind]}, got {_shown(value)}")
+        return value
+
+    def _validate(self, value: Any, pattern: str) -> str | None:
+        validator = self.behaviour.validators.get(pattern) if self.behaviour else None
+        return validator(value) if validator else None
+
+
+def _shown(value: Any) -> str:
+    """Name the type only: the value may be a secret."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    return {str: "a string", list: "a list", dict: "a map"}.get(type(value), type(value).__name__)
+
+
+def _scalar(value: Any, kind: str) -> Any:
+    """
+    Convert as the real plugin does (``"80"`` to 80, ``5`` to ``"5"``), but never with a loss.
+
+    Returns None where there is no such conversion.
+    """
+    match kind:
+        case "string":
+            if isinstance(value, bool):
+                return "true" if value else "false"
+            return str(value) if isinstance(value, str | int | float) else None
+        case "boolean":
+            return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value))
+        case "integer" | "number":
+            if isinstance(value, bool):
+                return None
+            if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value):
+                return int(value)
+            if isinstance(value, int):
+                return value
+            return value if isinstance(value, float) and kind == "number" else None
+        case _:
+            return None
+
+
+def _with_defaults(values: dict[str, Any], wanted: ValueType, behaviour: Behaviour, pattern: str) -> dict[str, Any]:
+    """Fill in the defaults at every depth and list those that are not zero, as the real plugin does."""
+    filled: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = wanted.properties[name].type
+        where = f"{pattern}.{name}" if pattern else name
+        filled[name] = _descend(value, inner, behaviour, where)
+    defaulted = []
+    for name in wanted.properties:
+        default = behaviour.defaults.get(f"{pattern}.{name}" if pattern else name)
+        if name not in filled and not is_empty(default):
+            filled[name] = default
+            defaulted.append(name)
+    filled[DEFAULTS] = sorted(defaulted)
+    return filled
+
+
+def _descend(value: Any, wanted: ValueType, behaviour: Behaviour, pattern: str) -> Any:
+    if wanted.kind == "array" and isinstance(value, list) and wanted.element is not None:
+        return [_descend(each, wanted.element, behaviour, pattern) for each in value]
+    if wanted.kind == "object" and isinstance(value, dict):
+        return _with_defaults(value, wanted, behaviour, pattern)
+    return value
+
+
+def made_up_name(resource_name: str, random_seed: bytes, proposed: str | None = None) -> str:
+    """
+    Make the name of a resource that was given none: ``NAME-1a2b3c4``, or what the engine proposes.
+
+    The engine's seed makes preview and update agree; without a seed the end is random.
+    """
+    if proposed:
+        return proposed
+    ending = hashlib.sha256((random_seed or secrets.token_bytes()) + resource_name.encode()).hexdigest()[:_RANDOM_CHARACTERS]
+    return f"{resource_name}-{ending}"
+
+
+def check(
+    arguments: Mapping[str, Any],
+    properties: Mapping[str, Property],
+    behaviour: Behaviour,
+    *,
+    resource_name: str,
+    old_inputs: Mapping[str, Any] | None = None,
+    random_seed: bytes = b"",
+    proposed_name: str | None = None,
+) -> tuple[dict[str, Any], list[Failure]]:
+    """
+    Check a resource's arguments.
+
+    Returns the inputs, converted and with defaults and a `DEFAULTS` list at every depth, and what
+    is wrong with them; with failures the inputs are those given.
+    """
+    walk = _Walk(resource_name, behaviour)
+    checked = walk.properties(arguments, properties, "", "")
+    for first, second in behaviour.conflicts:
+        if first in checked and second in checked:
+            walk.fail(first, f'Conflicting configuration arguments. "{first}": conflicts with {second}')
+    if "build" in checked and isinstance(checked["build"], dict) and "useLegacyBuilder" not in checked["build"]:
+        validator = behaviour.validators.get("build.useLegacyBuilder")
+        if validator and (wrong := validator(None)):
+            walk.fail("build", wrong[0].upper() + wrong[1:])
+    if walk.failures:
+        return dict(arguments), walk.failures
+    inputs = _with_defaults(checked, ValueType("object", properties=properties), behaviour, "")
+    if behaviour.autonamed and "name" not in inputs:
+        # a name that is in the state already is kept, even one that the program gave earlier
+        kept = (old_inputs or {}).get("name")
+        inputs["name"] = kept or made_up_name(resource_name, random_seed, proposed_name)
+        inputs[DEFAULTS] = sorted([*inputs[DEFAULTS], "name"])
+    return inputs, []
+
+
+def check_provider(
+    arguments: Mapping[str, Any], properties: Mapping[str, Property], *, resource_name: str
+) -> list[Failure]:
+    """Check the arguments of the provider resource (lists and maps come decoded). ``version`` is the engine's own."""
+    walk = _Walk(resource_name, None)
+    given = {name: value for name, value in arguments.items() if name not in ("version", "pluginDownloadURL")}
+    checked = walk.properties(given, properties, "", "")
+    for name, value in checked.items():
+        if name in PROVIDER_REFUSED and not is_empty(value):
+            walk.fail(
+                name,
+                f"The stand-in for the docker plugin does not carry '{name}': {PROVIDER_REFUSED[name]}. "
+                f"Install the real plugin with {REAL_PLUGIN}",
+            )
+    return walk.failures

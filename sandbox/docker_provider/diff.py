@@ -1,0 +1,245 @@
+"""Diff: which changes there are between a resource's state and its new inputs, and which of them replace it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from .behaviour import Behaviour
+from .schema import ResourceSchema, ValueType
+from .values import DEFAULTS, child, has_unknown, is_empty, without_defaults
+
+
+class Change(Enum):
+    """What happens to one property."""
+
+    ADD = "ADD"
+    DELETE = "DELETE"
+    UPDATE = "UPDATE"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Changes by property path, and those of the paths whose change replaces the resource."""
+
+    changes: Mapping[str, Change]
+    replacing: frozenset[str]
+    delete_before_replace: bool
+    stable: tuple[str, ...]
+
+    @property
+    def changed_properties(self) -> list[str]:
+        """Names of the top-level properties that change."""
+        return sorted({top_level(path) for path in self.changes})
+
+    @property
+    def replaced_properties(self) -> list[str]:
+        """Names of the top-level properties whose change replaces the resource."""
+        return sorted({top_level(path) for path in self.replacing})
+
+
+def top_level(path: str) -> str:
+    """Return the property that a path begins with."""
+    return re.split(r"[.\[]", path, maxsplit=1)[0]
+
+
+def diff(
+    state: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    schema: ResourceSchema,
+    behaviour: Behaviour,
+    ignored: Iterable[str] = (),
+) -> Difference:
+    """
+    Compare a resource's state with new (checked) inputs.
+
+    An argument that is left out is no change where Docker fills it in (`Behaviour.computed`);
+    null and zero are the same, as upstream cannot tell them apart.
+    """
+    changes: dict[str, Change] = {}
+    for name, argument in schema.arguments.items():
+        old, new = state.get(name), without_defaults(inputs.get(name))
+        if is_empty(new) and name in behaviour.computed and not (name in inputs and _is_scalar(new)):
+            # null here means that creation failed before anything was read back
+            if old is None and argument.type.kind == "array" and name in _READ_BACK_LISTS:
+                changes[name] = Change.ADD
+            continue
+        if name == "ports" and isinstance(old, list) and isinstance(new, list) and not has_unknown(new):
+            new = _with_external_ports(old, new)
+            if same_ports(old, new):
+                continue
+        changes.update(_compare(old, new, argument.type, behaviour, name, name))
+    if "networkDatas" in schema.outputs and state.get("networkDatas") is None:
+        changes["networkDatas"] = Change.ADD
+    kept = {path: change for path, change in changes.items() if not _is_ignored(path, ignored)}
+    replacing = frozenset(
+        path for path in kept if top_level(path) in schema.arguments and _replaces(path, behaviour)
+    )
+    return Difference(
+        changes=kept,
+        replacing=replacing,
+        delete_before_replace=bool(replacing) and _goes_first(inputs, behaviour),
+        stable=tuple(
+            sorted(
+                name
+                for name in schema.arguments
+                if name not in behaviour.updates_in_place and name not in {top_level(path) for path in replacing}
+            )
+        ),
+    )
+
+
+_READ_BACK_LISTS = frozenset({"command", "entrypoints"})
+"""Arguments that are null in the state only where creation failed half-way: the real plugin then replaces."""
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, bool | int | float)
+
+
+def _goes_first(inputs: Mapping[str, Any], behaviour: Behaviour) -> bool:
+    """
+    Tell whether the old resource must go before its replacement can be made.
+
+    So it is with a name that the program gives (``nameRequiresDeleteBeforeReplace`` in the bridge),
+    as two of that name cannot be.
+    """
+    if behaviour.delete_before_replace:
+        return True
+    return behaviour.autonamed and "name" in inputs and "name" not in inputs.get(DEFAULTS, ["name"])
+
+
+def _replaces(path: str, behaviour: Behaviour) -> bool:
+    return top_level(path) not in behaviour.updates_in_place
+
+
+def _is_ignored(path: str, ignored: Iterable[str]) -> bool:
+    for each in ignored:
+        pattern = re.escape(each.replace('"]', "]").replace('["', "[")).replace(r"\*", "[^.\\[\\]]+")
+        if each == "*" or re.match(rf"{pattern}($|[.\[])", path.replace('"', "")):
+            return True
+    return False
+
+
+def _compare(
+    old: Any, new: Any, wanted: ValueType, behaviour: Behaviour, path: str, pattern: str
+) -> dict[str, Change]:
+    if is_empty(old) and is_empty(new) and not has_unknown(new):
+        return {}
+    if has_unknown(new):
+        return {path: Change.ADD if old is None else Change.UPDATE}
+    if wanted.kind == "map" and isinstance(old or {}, dict):
+        return _compare_maps(old, new or {}, path)
+    if is_empty(new) and not _is_scalar(new):
+        return {path: Change.DELETE}
+    if old is None or (is_empty(old) and isinstance(old, list | dict)):
+        return {path: Change.ADD}
+    if wanted.kind == "array" and isinstance(old, list) and isinstance(new, list) and wanted.element is not None:
+        compare = _compare_sets if pattern in behaviour.sets else _compare_lists
+        return compare(old, new, wanted.element, behaviour, path, pattern)
+    if wanted.kind == "object" and isinstance(old, dict) and isinstance(new, dict):
+        changes: dict[str, Change] = {}
+        for name, each in wanted.properties.items():
+            inner = f"{pattern}.{name}"
+            if new.get(name) is None and inner in behaviour.computed_nested:
+                continue
+            changes.update(_compare(old.get(name), new.get(name), each.type, behaviour, child(path, name), inner))
+        return changes
+    return {} if old == new else {path: Change.UPDATE}
+
+
+def _compare_maps(old: Mapping[str, Any] | None, new: Mapping[str, Any], path: str) -> dict[str, Change]:
+    if old is None:
+        return {path: Change.ADD}
+    changes = {}
+    for key in sorted({*old, *new} - {DEFAULTS}):
+        if key not in new:
+            changes[child(path, key)] = Change.DELETE
+        elif key not in old:
+            changes[child(path, key)] = Change.ADD
+        elif old[key] != new[key]:
+            changes[child(path, key)] = Change.UPDATE
+    return changes
+
+
+def _compare_lists(
+    old: list[Any], new: list[Any], element: ValueType, behaviour: Behaviour, path: str, pattern: str
+) -> dict[str, Change]:
+    changes: dict[str, Change] = {}
+    for index in range(max(len(old), len(new))):
+        where = child(path, index)
+        if index >= len(new):
+            changes[where] = Change.DELETE
+        elif index >= len(old):
+            changes[where] = Change.ADD
+        else:
+            changes.update(_compare(old[index], new[index], element, behaviour, where, pattern))
+    return changes
+
+
+def _compare_sets(
+    old: list[Any], new: list[Any], element: ValueType, behaviour: Behaviour, path: str, pattern: str
+) -> dict[str, Change]:
+    """Leave out what both sets hold; name the rest by its place, in the new set where both have one there."""
+    gone = {index: each for index, each in enumerate(old)}
+    come: dict[int, Any] = {}
+    for index, each in enumerate(new):
+        twin = next(
+            (at for at, other in gone.items() if not _compare(other, each, element, behaviour, path, pattern)), None
+        )
+        if twin is None:
+            come[index] = each
+        else:
+            del gone[twin]
+    changes: dict[str, Change] = {}
+    for index in sorted({*gone, *come}):
+        where = child(path, index)
+        if index not in come:
+            changes[where] = Change.DELETE
+        elif index not in gone:
+            changes[where] = Change.ADD
+        else:
+            changes.update(_compare(gone[index], come[index], element, behaviour, where, pattern))
+    return changes
+
+
+def _with_external_ports(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Fill in the ports that Docker chose, by place in the list as upstream does."""
+    return [
+        {**each, "external": old[index].get("external") if index < len(old) else None}
+        if each.get("external") is None
+        else each
+        for index, each in enumerate(new)
+    ]
+
+
+def same_ports(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> bool:
+    """
+    Tell whether two lists of ports publish the same, in whatever order.
+
+    Follows ``suppressIfPortsDidNotChangeForMigrationV0ToV1`` upstream, which looks for each old
+    port among the new ones by internal port, and passes over one of another protocol only if the
+    old one's protocol is there too.
+    """
+    if len(old) != len(new):
+        return False
+    protocols = {(port.get("internal"), port.get("protocol")) for port in new}
+    for old_port in old:
+        found = False
+        for new_port in new:
+            if new_port.get("internal") != old_port.get("internal"):
+                continue
+            if new_port.get("protocol") != old_port.get("protocol"):
+                if (old_port.get("internal"), old_port.get("protocol")) in protocols:
+                    continue
+                return False
+            if new_port.get("external") != old_port.get("external") or new_port.get("ip") != old_port.get("ip"):
+                return False
+            found = True
+            break
+        if not found:
+            return False
+    return True
