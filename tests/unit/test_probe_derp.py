@@ -22,7 +22,7 @@ from tests.unit.loopback_relay import (
 )
 
 
-def upgrade_finding(answer: Answer, limit: float = 2.0) -> Finding:
+def upgrade_finding(answer: Answer, limit: float = 10.0) -> Finding:
     """Return what the upgrade's check alone finds."""
     with running(Behaviour(https=lambda *_: answer)) as relay:
         return asyncio.run(asyncio.wait_for(check_upgrade(relay, "127.0.0.1", relay.tls_context()), limit))
@@ -71,9 +71,9 @@ def test_informational_responses_come_before_the_upgrade() -> None:
         (upgraded(b"\x01\x7f\xff\xff\xff" + bytes(100)), "announces 2147483647 bytes"),
         (b"", "without a whole response"),
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "not HTTP"),
-        (Endless(b"HTTP/1.1 101 Switching Protocols\r\n", b"X-More: more\r\n"), "not HTTP"),
-        (Endless(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"), "informational"),
-        (Endless(b"", b"\xff\x00\xfe"), "not HTTP"),
+        (Endless(b"HTTP/1.1 101 Switching Protocols\r\n", b"X-More: more\r\n" * 200), "not HTTP"),
+        (Endless(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 9), "informational"),
+        (Endless(b"", b"\xff\x00\xfe" * 1000), "not HTTP"),
     ],
 )
 def test_bad_servers(answer: Answer, words: str) -> None:
@@ -101,7 +101,7 @@ def test_silence_is_waited_for_only_as_long_as_allowed(answer: Answer) -> None:
 def test_fast_start_is_not_asked_for() -> None:
     behaviour = Behaviour()
     with running(behaviour) as relay:
-        check_relay(relay, timeout=2)
+        check_relay(relay, timeout=10)
     (headers,) = (headers for _, path, headers in behaviour.requests if path == "/derp")
     assert headers["upgrade"] == "DERP"
     assert headers["connection"] == "Upgrade"

@@ -48,7 +48,7 @@ OTHER_AUTHORITY = Authority("Another Authority")
 BEHIND_TLS = {Check.PAGE, Check.LATENCY_CHECK, Check.UPGRADE, Check.DEBUG_HTTPS}
 
 
-def check(behaviour: Behaviour, timeout: float = 2.0) -> dict[Check, Finding]:
+def check(behaviour: Behaviour, timeout: float = 10.0) -> dict[Check, Finding]:
     with running(behaviour) as relay:
         return {finding.check: finding for finding in check_relay(relay, timeout=timeout)}
 
@@ -64,7 +64,7 @@ def alone(
     """Run one check only."""
 
     async def run(relay: Relay) -> Finding:
-        async with asyncio.timeout(2), fetch.client(relay.tls_context()) as http:
+        async with asyncio.timeout(10), fetch.client(relay.tls_context()) as http:
             return await one(relay, http)
 
     with running(behaviour) as relay:
@@ -139,7 +139,7 @@ def test_bad_pages(answer: Answer, words: str) -> None:
     [
         (b"garbage\r\n\r\n", "no proper HTTP response: illegal"),
         (b"", "disconnected"),
-        (Endless(b"HTTP/1.1 200 OK\r\n", b"X-More: more\r\n"), "no proper HTTP response"),
+        (Endless(b"HTTP/1.1 200 OK\r\n", b"X-More: more\r\n" * 2000), "no proper HTTP response"),
     ],
     ids=["garbage", "nothing", "endless header"],
 )
@@ -171,9 +171,13 @@ def test_latency_check_refused() -> None:
 
 @pytest.mark.parametrize("path", ["/debug/", "/debug/vars", "/debug/varz?debugkey=x"])
 def test_debug_pages_open_on_https(path: str) -> None:
-    findings = check(at(path, response("200 OK", b"{}")))
-    assert with_status(findings, Status.FAILED) == {Check.DEBUG_HTTPS}
-    assert path in findings[Check.DEBUG_HTTPS].seen
+    async def closed(relay: Relay, http: httpx.AsyncClient) -> Finding:
+        deadline = asyncio.get_running_loop().time() + 2
+        return await https.check_debug_https(relay, "127.0.0.1", http, deadline)
+
+    finding = alone(at(path, response("200 OK", b"{}")), closed)
+    assert finding.status is Status.FAILED
+    assert path in finding.seen
 
 
 def test_an_open_debug_page_shows_among_silent_ones() -> None:
@@ -182,8 +186,13 @@ def test_an_open_debug_page_shows_among_silent_ones() -> None:
             return response("200 OK")
         return Silence() if path.startswith("/debug") else https_answers(path, headers)
 
-    findings = check(Behaviour(https=answers), timeout=0.4)
-    assert with_status(findings, Status.FAILED) == {Check.DEBUG_HTTPS}
+    async def closed(relay: Relay, http: httpx.AsyncClient) -> Finding:
+        deadline = asyncio.get_running_loop().time() + 0.4
+        return await https.check_debug_https(relay, "127.0.0.1", http, deadline)
+
+    finding = alone(Behaviour(https=answers), closed)
+    assert finding.status is Status.FAILED
+    assert "/debug/vars" in finding.seen
 
 
 def test_a_dead_derper_does_not_prove_closed_debug_pages() -> None:
@@ -309,8 +318,8 @@ def test_a_lost_stun_packet_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> No
 def test_silence_everywhere_ends_in_time() -> None:
     silent = Behaviour(https=lambda *_: Silence(), http=lambda *_: Silence(), stun=lambda *_: [])
     started = time.monotonic()
-    findings = check(silent, timeout=0.4)
-    assert time.monotonic() - started < 1.0
+    findings = check(silent, timeout=0.6)
+    assert time.monotonic() - started < 3.0
     failures = {
         Check.PAGE,
         Check.LATENCY_CHECK,
@@ -335,7 +344,7 @@ def closed_ports() -> tuple[int, int, int]:
 def test_nothing_there() -> None:
     https_port, http_port, stun_port = closed_ports()
     relay = Relay(DOMAIN, ["127.0.0.1"], https_port, http_port, stun_port, AUTHORITY.pem)
-    findings = {f.check: f for f in check_relay(relay, timeout=2)}
+    findings = {f.check: f for f in check_relay(relay, timeout=10)}
     failures = {Check.TLS, Check.STUN, Check.CAPTIVE_PORTAL, Check.REDIRECT}
     assert with_status(findings, Status.FAILED) == failures
     assert not with_status(findings, Status.OK)
@@ -345,7 +354,7 @@ def test_nothing_there() -> None:
 def test_a_relay_without_plain_http() -> None:
     with running(Behaviour()) as relay:
         without = Relay(DOMAIN, ["127.0.0.1"], relay.https_port, None, relay.stun_port, AUTHORITY.pem)
-        findings = {f.check: f for f in check_relay(without, timeout=2)}
+        findings = {f.check: f for f in check_relay(without, timeout=10)}
     assert is_up(findings.values())
     assert with_status(findings, Status.SKIPPED) == {Check.CAPTIVE_PORTAL, Check.REDIRECT, Check.DEBUG_HTTP}
 
@@ -366,11 +375,11 @@ def test_an_address_without_a_route_is_skipped(monkeypatch: pytest.MonkeyPatch) 
             relay.stun_port,
             AUTHORITY.pem,
         )
-        findings = check_relay(both, timeout=2)
+        findings = check_relay(both, timeout=10)
         only = Relay(
             DOMAIN, ["2001:db8::1"], relay.https_port, relay.http_port, relay.stun_port, AUTHORITY.pem
         )
-        assert not is_up(check_relay(only, timeout=2))
+        assert not is_up(check_relay(only, timeout=10))
     assert is_up(findings)
     assert (findings[0].check, findings[0].status, findings[0].family) == (
         Check.ROUTE,
@@ -381,7 +390,7 @@ def test_an_address_without_a_route_is_skipped(monkeypatch: pytest.MonkeyPatch) 
 
 def test_within_an_event_loop() -> None:
     async def checked(relay: Relay) -> list[Finding]:
-        return await check_relay_async(relay, timeout=2)
+        return await check_relay_async(relay, timeout=10)
 
     with running(Behaviour()) as relay:
         assert is_up(asyncio.run(checked(relay)))
@@ -393,12 +402,12 @@ def test_waiting_until_it_is_up() -> None:
 
     def late(path: str, headers: dict[str, str]) -> Answer:
         return (
-            https_answers(path, headers) if time.monotonic() > started + 0.3 else response("502 Bad Gateway")
+            https_answers(path, headers) if time.monotonic() > started + 0.1 else response("502 Bad Gateway")
         )
 
     with running(Behaviour(https=late)) as relay:
         findings = wait_until_up(
-            relay, timeout=5, pause=0.1, on_attempt=lambda number, _: attempts.append(number)
+            relay, timeout=5, pause=0.05, on_attempt=lambda number, _: attempts.append(number)
         )
     assert is_up(findings), findings
     assert attempts == list(range(1, len(attempts) + 1))
@@ -408,10 +417,10 @@ def test_waiting_until_it_is_up() -> None:
 def test_waiting_in_vain() -> None:
     started = time.monotonic()
     with running(Behaviour(stun=None)) as relay:
-        findings = wait_until_up(relay, timeout=0.3, pause=0.1)
+        findings = wait_until_up(relay, timeout=0.2, pause=0.1)
     assert not is_up(findings)
     assert {f.check for f in findings if f.status is Status.FAILED} == {Check.STUN}
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 3.0
 
 
 @pytest.mark.parametrize(
