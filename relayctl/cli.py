@@ -59,13 +59,18 @@ def up(stack: str) -> None:
             outputs = opened.outputs()
         root = relay_check.save_root_certificate(settings, stack, client)
         findings = relay_check.check(settings, root, progress)
-        progress.console.print(findings_table(f"{settings.domain}, as clients see it", findings))
+        title = f"{settings.domain}, as clients see it"
         if not probe.is_up(findings):
+            progress.console.print(findings_table(title, findings))
             raise PrerequisiteError(
                 "the relay runs, but not all is right (see the table)",
                 f"docker logs {settings.caddy.container_name}; docker logs {settings.derper.container_name};"
                 " then run it again",
             )
+        progress.console.print(relay_check.summary(findings, title))
+        skipped = {finding.check.value for finding in findings if finding.status is probe.Status.SKIPPED}
+        if skipped:
+            progress.say(f"({', '.join(sorted(skipped))}: not to be judged from this machine itself)")
         _tell_what_next(stack, settings, outputs, root, progress)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import docker
 import docker.errors
+from rich.table import Table
 
 import probe
 from images.recipe import cache_folder
@@ -81,3 +82,24 @@ def check(settings: Settings, root: Path | None, progress: Progress) -> list[pro
             step.detail = f"attempt {number}: {', '.join(dict.fromkeys(bad)) or 'nothing'} not right yet"
 
         return probe.wait_until_up(relay, timeout=_PATIENCE, on_attempt=attempted)
+
+
+def summary(findings: list[probe.Finding], title: str) -> Table:
+    """Return a line a check and a column an address, for a relay that is up."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("check")
+    columns = list(dict.fromkeys(finding.address for finding in findings))
+    for address in columns:
+        table.add_column(address)
+    for check_ in dict.fromkeys(finding.check for finding in findings):
+        by_address = {finding.address: finding for finding in findings if finding.check is check_}
+        table.add_row(check_.value, *(_cell(by_address.get(address)) for address in columns))
+    return table
+
+
+def _cell(finding: probe.Finding | None) -> str:
+    if finding is None:
+        return ""
+    if finding.latency is not None:
+        return f"{finding.status.value} ({finding.latency * 1000:.0f} ms)"
+    return finding.status.value

@@ -25,6 +25,9 @@ _LOCK_WAIT = 120.0
 # The file backend's account of a lock: "created by USER@HOST (pid PID) at TIME".
 _LOCK_HOLDER = re.compile(r"created by (?P<user>[^@\s]+)@(?P<host>\S+) \(pid (?P<pid>\d+)\)")
 
+# Pulumi's remark on programs that were brought: told once, at set-up, by where they are from.
+_ON_PATH = re.compile(r"using pulumi-\S+ from \$PATH")
+
 
 class UpdateFailedError(PrerequisiteError):
     """Pulumi could not do what it was asked; its own messages have been shown."""
@@ -97,7 +100,7 @@ class RelayStack:
 
     def _show(self, line: str) -> None:
         # Lines that start with @ are what a terminal shows as moving dots.
-        if line.strip() and not line.startswith("@"):
+        if line.strip() and not line.startswith("@") and not _ON_PATH.search(line):
             self.progress.say(f"  {line.rstrip()}")
 
     def _locked(self, action: Callable[[], T], failure: str) -> T:

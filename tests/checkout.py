@@ -1,0 +1,104 @@
+"""A copy of the project with a stack of the test's own, and the command line to run it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from relayctl.prerequisites import provider_plugins, pulumi_cli
+from relayctl.prerequisites.progress import Progress
+from settings import PROJECT
+from settings.model import PROJECT_FOLDER
+from tests.docker_host import DockerHost
+
+STACK = "test"
+
+
+@dataclass
+class Checkout:
+    """A copy of the working tree at ``folder``, with state of its own, for the Docker Engine of ``host``."""
+
+    folder: Path
+    host: DockerHost
+    cli: pulumi_cli.PulumiCli
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, folder: Path, host: DockerHost) -> Checkout:
+        """Copy what git knows of, or would add; bring Pulumi, which is cached, so that the rest is quick."""
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=PROJECT_FOLDER,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split("\0")
+        for name in filter(None, listed):
+            if (PROJECT_FOLDER / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(PROJECT_FOLDER / name, folder / name)
+        # Pulumi.yaml names it, and official language hosts use it.
+        (folder / ".venv").symlink_to(sys.prefix)
+        (folder / "state").mkdir()
+        environment = {
+            "PULUMI_BACKEND_URL": f"file://{folder}/state",
+            "PULUMI_CONFIG_PASSPHRASE": "",
+            "DOCKER_HOST": host.address,
+            "PYTHONPATH": str(folder),
+            "COLUMNS": "200",
+        }
+        return cls(folder, host, pulumi_cli.bring(Progress()), environment)
+
+    def write_stack(self, values: Mapping[str, Any], name: str = STACK) -> None:
+        """Write the stack's settings, by their keys without the project's name; keep Pulumi's own lines."""
+        path = self.folder / "stacks" / f"Pulumi.{name}.yaml"
+        kept = yaml.safe_load(path.read_text()) if path.exists() else {}
+        config: dict[str, Any] = {"pulumi:disable-default-providers": ["docker", "hcloud"]}
+        config |= {f"{PROJECT}:{key}": value for key, value in values.items()}
+        path.write_text(yaml.safe_dump({**kept, "config": config}))
+
+    def relayctl(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run the command line in the host's namespace, as a user on that host would."""
+        return self.host.run(
+            [sys.executable, "-m", "relayctl", *arguments],
+            timeout=timeout,
+            env=self.environment,
+            cwd=self.folder,
+        )
+
+    @contextlib.contextmanager
+    def pulumi(self) -> Iterator[Pulumi]:
+        """Yield Pulumi's own command line with the Docker provider that can be had."""
+        progress = Progress()
+        plugin = provider_plugins.find("docker", self.cli, progress)
+        with provider_plugins.attached(plugin, progress) as attached:
+            yield Pulumi(self, {**self.environment, **self.cli.environment, **attached})
+
+
+@dataclass(frozen=True)
+class Pulumi:
+    """The command line ``pulumi`` for a checkout."""
+
+    checkout: Checkout
+    environment: Mapping[str, str]
+
+    def __call__(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run ``pulumi ARGUMENTS``; the exit code is the caller's to judge."""
+        return subprocess.run(
+            [str(self.checkout.cli.command), *arguments, "--non-interactive", "--color=never"],
+            cwd=self.checkout.folder,
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )

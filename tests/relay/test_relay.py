@@ -1,0 +1,264 @@
+"""The main job end to end: the real program, engine, Docker, derper and Caddy, seen by real clients."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relayctl.prerequisites import go_programs
+from relayctl.prerequisites.progress import Progress
+from tests.checkout import STACK, Checkout
+from tests.docker_host import DockerHost
+from tests.relay.outside import Outside, outside
+
+DOMAIN = "derp.localhost"
+CADDY = "caddy-test"
+DERPER = "derper-test"
+NETWORK = "relay-test"
+
+
+@dataclass(frozen=True)
+class RunningRelay:
+    """A relay that `up` brought up on ports 80, 443 and 3478 of a host, and a client outside of it."""
+
+    checkout: Checkout
+    host: DockerHost
+    outside: Outside
+    settings: dict[str, Any]
+    said: str
+
+    @property
+    def ca(self) -> Path:
+        match = re.search(r"--cacert (\S+)", self.said)
+        assert match, self.said
+        return Path(match[1])
+
+    def server_key(self) -> str:
+        """Return the key that the relay tells a client in the DERP handshake."""
+        probed = self.probe()
+        found = [f for f in probed["findings"] if f["check"] == "derp-upgrade"]
+        assert found, probed
+        keys = {f["facts"]["server_key"] for f in found}
+        assert len(keys) == 1, probed
+        return str(keys.pop())
+
+    def probe(self) -> dict[str, Any]:
+        """Run our own probe outside of the host."""
+        done = self.outside.run(
+            [
+                *[sys.executable, "-m", "probe", "--domain", DOMAIN, "--ca", str(self.ca), "--json"],
+                *["--address", self.outside.here_ipv4, "--address", self.outside.here_ipv6],
+            ],
+            cwd=self.checkout.folder,
+        )
+        assert done.stdout, done.stderr
+        return dict(json.loads(done.stdout))
+
+    def get(self, name: str, path: str = "/", scheme: str = "https") -> str:
+        """Return the head and body that curl gets for a site, from outside, over IPv4."""
+        port = 443 if scheme == "https" else 80
+        done = self.outside.run(
+            [
+                *[
+                    "curl",
+                    "--silent",
+                    "--show-error",
+                    "--include",
+                    "--max-time",
+                    "10",
+                    "--cacert",
+                    str(self.ca),
+                ],
+                *["--resolve", f"{name}:{port}:{self.outside.here_ipv4}", f"{scheme}://{name}{path}"],
+            ]
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def relay(host: DockerHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRelay]:
+    with outside(host.namespace) as client:
+        folder = tmp_path_factory.mktemp("relay")
+        checkout = Checkout.make(folder, host)
+        (folder / "blog").mkdir()
+        (folder / "blog" / "index.html").write_text("<h1>a folder of the host</h1>")
+        settings = {
+            "domain": DOMAIN,
+            "region": {"id": 999, "code": "test", "name": "Test"},
+            "host": {"ipv4": client.here_ipv4, "ipv6": client.here_ipv6},
+            "network": {"name": NETWORK},
+            "volumes": {"prefix": "relay-test_"},
+            "derper": {"containerName": DERPER},
+            "caddy": {"image": "build", "containerName": CADDY},
+            "certificate": {"source": "internal"},
+            "sites": [
+                {"names": ["blog.localhost"], "folder": "blog"},
+                {"names": ["old.localhost"], "redirect": "https://new.localhost/"},
+                # derper's own page stands in for any other container's
+                {"names": ["app.localhost", "www.app.localhost"], "upstream": f"{DERPER}:80"},
+            ],
+        }
+        checkout.write_stack(settings)
+        done = checkout.relayctl("up", STACK, timeout=900)
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield RunningRelay(checkout, host, client, settings, done.stdout)
+
+
+def test_up_ends_with_checks_an_address_and_a_derp_map(relay: RunningRelay) -> None:
+    assert f"The relay is up: https://{DOMAIN}" in relay.said
+    policy = json.loads(relay.said[relay.said.index("\n{") : relay.said.index("\n}") + 2])
+    node = policy["derpMap"]["Regions"]["999"]["Nodes"][0]
+    assert node["HostName"] == DOMAIN
+    assert (node["IPv4"], node["IPv6"]) == (relay.outside.here_ipv4, relay.outside.here_ipv6)
+    assert node["CanPort80"]
+
+
+def test_a_client_outside_finds_all_right_and_learns_its_own_addresses(relay: RunningRelay) -> None:
+    probed = relay.probe()
+    bad = [f for f in probed["findings"] if f["status"] != "ok"]
+    assert not bad, bad
+    mapped = {f["address"]: f["facts"]["mapped_address"] for f in probed["findings"] if f["check"] == "stun"}
+    assert mapped == {
+        relay.outside.here_ipv4: relay.outside.there_ipv4,
+        relay.outside.here_ipv6: relay.outside.there_ipv6,
+    }
+
+
+def test_derpprobe_is_content(relay: RunningRelay, tmp_path: Path) -> None:
+    """Tailscale's own prober: mesh, STUN over both families, and bandwidth, through Caddy."""
+    derpprobe = go_programs.build("derpprobe", Progress())
+    outputs = relay.said[relay.said.index("\n{") : relay.said.index("\n}") + 2]
+    derp_map = tmp_path / "derp-map.json"
+    derp_map.write_text(json.dumps(json.loads(outputs)["derpMap"]))
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"{relay.outside.here_ipv4} {DOMAIN}\n{relay.outside.here_ipv6} {DOMAIN}\n")
+    # Caddy's own authority signs for 12 hours, and derpprobe's TLS probe wants a week: it is left out.
+    command = (
+        f"mount --bind {hosts} /etc/hosts && exec {derpprobe} -once -derp-map=file://{derp_map}"
+        " -tls-interval=0 -bw-interval=1s -bw-probe-size-bytes=1000000"
+    )
+    done = relay.outside.run(
+        ["unshare", "--mount", "sh", "-c", command], env={"SSL_CERT_FILE": str(relay.ca)}, timeout=120
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    good = set(re.findall(r"good: ([^\s:]+)", said))
+    assert {f"derp/test/999a/{kind}" for kind in ("udp", "udp6")} <= good, said
+    assert {f"derp/test/999a/999a/{kind}" for kind in ("mesh", "bw")} <= good, said
+
+
+def test_a_second_update_changes_nothing_and_neither_does_a_refresh(relay: RunningRelay) -> None:
+    with relay.checkout.pulumi() as pulumi:
+        for arguments in (
+            ("up", "--yes", "--skip-preview", "--expect-no-changes", "--stack", STACK),
+            ("refresh", "--yes", "--skip-preview", "--stack", STACK),
+            ("preview", "--diff", "--expect-no-changes", "--stack", STACK),
+        ):
+            done = pulumi(*arguments)
+            assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_key_survives_replacing_the_container(relay: RunningRelay) -> None:
+    before_key, before_id = relay.server_key(), relay.host.client().containers.get(DERPER).id
+    with relay.checkout.pulumi() as pulumi:
+        state = json.loads(pulumi("stack", "export", "--stack", STACK).stdout)
+        urn = next(
+            r["urn"] for r in state["deployment"]["resources"] if r["urn"].endswith(":Container::derper")
+        )
+        done = pulumi("up", "--yes", "--skip-preview", "--stack", STACK, "--replace", urn)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert relay.host.client().containers.get(DERPER).id != before_id
+    assert relay.server_key() == before_key
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "expected"),
+    [
+        ("blog.localhost", "/", "a folder of the host"),
+        ("old.localhost", "/page?q=1", "location: https://new.localhost/page?q=1"),
+        ("app.localhost", "/", "How to run a DERP server"),
+        ("www.app.localhost", "/", "How to run a DERP server"),
+    ],
+)
+def test_the_other_sites_live_beside_the_relay(
+    relay: RunningRelay, name: str, path: str, expected: str
+) -> None:
+    assert expected in relay.get(name, path)
+    assert f"ocation: https://{name}{path}" in relay.get(name, path, scheme="http")
+
+
+def test_the_challenge_is_answered_by_name_too(relay: RunningRelay) -> None:
+    assert " 204 " in relay.get(DOMAIN, "/generate_204", scheme="http").splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "path", ["/debug", "/debug/", "/debug/varz", "/DEBUG/varz", "/debug%2fvarz", "//debug/varz"]
+)
+def test_debug_is_closed(relay: RunningRelay, path: str) -> None:
+    assert " 404" in relay.get(DOMAIN, path).splitlines()[0]
+
+
+def test_caddy_takes_the_configuration_without_a_complaint(relay: RunningRelay) -> None:
+    """Valid, in the form that `caddy fmt` gives, and nothing warned of but what plain HTTP implies."""
+    container = relay.host.client().containers.get(CADDY)
+    code, output = container.exec_run(["caddy", "validate", "--config", "/etc/caddy/Caddyfile"])
+    assert code == 0, output
+    chunks, _ = container.get_archive("/etc/caddy/Caddyfile")
+    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
+        member = archive.extractfile("Caddyfile")
+        assert member is not None
+        text = member.read()
+    formatted = subprocess.run(
+        [str(go_programs.build("caddy", Progress())), "fmt", "-"], input=text, capture_output=True, check=True
+    )
+    assert formatted.stdout == text
+
+
+def test_both_containers_are_healthy_and_bounded(relay: RunningRelay) -> None:
+    for name in (DERPER, CADDY):
+        attrs = relay.host.client().containers.get(name).attrs
+        assert attrs["State"]["Health"]["Status"] == "healthy"
+        assert attrs["HostConfig"]["Memory"] == 512 * 1024 * 1024
+        assert attrs["HostConfig"]["LogConfig"]["Type"] == "local"
+        assert attrs["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
+
+
+def test_down_keeps_data_and_down_with_volumes_leaves_nothing(relay: RunningRelay) -> None:
+    """The last test of this module: it takes the relay down."""
+    key, client = relay.server_key(), relay.host.client()
+    volumes = {"caddy_config", "caddy_data", "caddy_etc", "caddy_srv", "derp_certs", "derp_data"}
+
+    done = relay.checkout.relayctl("down", STACK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert client.containers.list(all=True) == []
+    assert {v.name for v in client.volumes.list()} == {f"relay-test_{name}" for name in volumes}
+    assert NETWORK not in {network.name for network in client.networks.list()}
+
+    done = relay.checkout.relayctl("up", STACK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert relay.server_key() == key
+
+    done = relay.checkout.relayctl("down", STACK, "--volumes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert client.containers.list(all=True) == []
+    assert client.volumes.list() == []
+    assert {network.name for network in client.networks.list()} == {"bridge", "host", "none"}
+    assert [tag for image in client.images.list() for tag in image.tags] == []
+    left = [
+        name
+        for _, _, names in os.walk(relay.checkout.folder / "state" / ".pulumi" / "stacks")
+        for name in names
+    ]
+    assert [name for name in left if name.endswith(".json")] == []
