@@ -7,7 +7,6 @@ import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 
-import httpx
 import tenacity
 
 from probe import fetch, https, port80, reflexive_address, stun
@@ -65,7 +64,7 @@ async def check_relay_async(
     """Do what ``check_relay`` does, within a running event loop."""
     run = _Run(relay, timeout, [ipaddress.ip_address(text) for text in expected_addresses], on_finding)
     # Its own context: httpx offers ALPN through the one it is given, which clients of DERP do not.
-    async with fetch.client(relay.tls_context()) as http, asyncio.TaskGroup() as tasks:
+    async with fetch.Client(relay.tls_context(), run.deadline) as http, asyncio.TaskGroup() as tasks:
         addresses = [address for address in relay.addresses if run.has_route(address)]
         stun_tasks = [tasks.create_task(run.at_stun(address)) for address in addresses]
         if stun_tasks:
@@ -147,7 +146,7 @@ class _Run:
             )
         return not problem
 
-    def start(self, address: str, http: httpx.AsyncClient, tasks: asyncio.TaskGroup) -> None:
+    def start(self, address: str, http: fetch.Client, tasks: asyncio.TaskGroup) -> None:
         """Start all checks of one address but STUN."""
         tasks.create_task(self.at_https(address, http, tasks))
         port = self.relay.http_port
@@ -155,15 +154,15 @@ class _Run:
             for check in _AT_PORT_80:
                 self.report(skipped(check, address, "the relay is said to serve no plain HTTP"))
             return
-        relay, until = self.relay, self.deadline
+        relay = self.relay
         for check, work in (
             (Check.CAPTIVE_PORTAL, port80.check_captive_portal(address, port, http)),
             (Check.REDIRECT, port80.check_redirect(relay, address, port, http)),
-            (Check.DEBUG_HTTP, port80.check_debug_http(relay, address, port, http, until)),
+            (Check.DEBUG_HTTP, port80.check_debug_http(relay, address, port, http)),
         ):
             tasks.create_task(self.watch(check, address, work))
 
-    async def at_https(self, address: str, http: httpx.AsyncClient, tasks: asyncio.TaskGroup) -> None:
+    async def at_https(self, address: str, http: fetch.Client, tasks: asyncio.TaskGroup) -> None:
         """Check the certificate, and what is behind it only if clients would get that far."""
         relay, context = self.relay, self.context
         tls = await self.watch(Check.TLS, address, https.check_tls(relay, address, context))
@@ -177,7 +176,7 @@ class _Run:
             (Check.PAGE, https.check_page(relay, address, http)),
             (Check.LATENCY_CHECK, https.check_latency(relay, address, http)),
             (Check.UPGRADE, https.check_upgrade(relay, address, context)),
-            (Check.DEBUG_HTTPS, https.check_debug_https(relay, address, http, self.deadline)),
+            (Check.DEBUG_HTTPS, https.check_debug_https(relay, address, http)),
         ):
             tasks.create_task(self.watch(check, address, work))
 

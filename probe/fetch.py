@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import httpx
 
@@ -32,35 +34,57 @@ class Answer:
     latency: float
 
 
-def client(context: ssl.SSLContext) -> httpx.AsyncClient:
-    """Return a client without time limits, proxies or redirects; ``context`` decides on certificates."""
-    return httpx.AsyncClient(verify=context, trust_env=False, follow_redirects=False, timeout=None)  # noqa: S113
+class Client:
+    """Sends requests to literal addresses until a deadline, without proxies and redirects."""
 
+    def __init__(self, context: ssl.SSLContext, deadline: float) -> None:
+        """Let ``context`` decide on certificates; ``deadline`` is in the event loop's time."""
+        self.deadline = deadline
+        self._http = httpx.AsyncClient(verify=context, trust_env=False, follow_redirects=False)
 
-async def get(
-    http: httpx.AsyncClient,
-    url: str,
-    *,
-    host: str,
-    server_name: str | None = None,
-    headers: Mapping[str, str] = {},
-) -> Answer:
-    """Get a URL whose host is a literal address, sending ``host`` as Host and ``server_name`` as SNI.
+    async def __aenter__(self) -> Self:
+        """Return the client itself."""
+        return self
 
-    Raises ``httpx.HTTPError`` or ``ssl.SSLError``.
-    """
-    started = time.perf_counter()
-    sent = {"Host": host, "Accept-Encoding": "identity", "User-Agent": "derp-relays", **headers}
-    extensions = {"sni_hostname": server_name} if server_name else {}
-    async with http.stream("GET", url, headers=sent, extensions=extensions) as response:
-        body = b""
-        async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) >= LONGEST_BODY:
-                break
-        return Answer(
-            response.status_code, response.headers, body[:LONGEST_BODY], time.perf_counter() - started
-        )
+    async def __aexit__(self, *error: object) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def get(
+        self,
+        url: str,
+        *,
+        host: str,
+        server_name: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Get a URL whose host is a literal address, sending ``host`` as Host and ``server_name`` as SNI.
+
+        Raises ``httpx.HTTPError``, ``OSError`` or, at the deadline, ``TimeoutError``.
+        """
+        started = time.perf_counter()
+        left = max(self.deadline - asyncio.get_running_loop().time(), 0.0)
+        # httpcore leaves the socket of a handshake open that is cancelled from outside, so TCP and TLS
+        # connecting have limits of their own that together end no later than the deadline.
+        limits = httpx.Timeout(None, connect=left / 2)
+        sent = {"Host": host, "Accept-Encoding": "identity", "User-Agent": "derp-relays", **(headers or {})}
+        extensions = {"sni_hostname": server_name} if server_name else {}
+        try:
+            async with (
+                asyncio.timeout_at(self.deadline),
+                self._http.stream(
+                    "GET", url, headers=sent, extensions=extensions, timeout=limits
+                ) as response,
+            ):
+                body = b""
+                async for chunk in response.aiter_raw():
+                    body += chunk
+                    if len(body) >= LONGEST_BODY:
+                        break
+                latency = time.perf_counter() - started
+                return Answer(response.status_code, response.headers, body[:LONGEST_BODY], latency)
+        except httpx.TimeoutException as error:
+            raise TimeoutError from error
 
 
 def explain(error: BaseException) -> str:

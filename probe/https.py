@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from probe import derp
-from probe.fetch import Answer, explain, get
+from probe.fetch import Answer, Client, explain
 from probe.finding import Check, Finding, failed, ok, skipped
 from probe.relay import HTTPS_PORT, Relay, in_url
 
@@ -151,7 +151,7 @@ def _facts(certificate: Certificate) -> Mapping[str, str | float | bool]:
     }
 
 
-async def check_page(relay: Relay, address: str, http: httpx.AsyncClient) -> Finding:
+async def check_page(relay: Relay, address: str, http: Client) -> Finding:
     """Get the front page and see that it is derper's, in any of the forms that derper's ``-home`` allows."""
     answer = await _get(relay, address, http, "/")
     if answer.status in _NO_UPSTREAM:
@@ -176,7 +176,7 @@ async def check_page(relay: Relay, address: str, http: httpx.AsyncClient) -> Fin
     return failed(Check.PAGE, address, f"HTTP {answer.status} with {kind}")
 
 
-async def check_latency(relay: Relay, address: str, http: httpx.AsyncClient) -> Finding:
+async def check_latency(relay: Relay, address: str, http: Client) -> Finding:
     """Get what clients without UDP measure by.
 
     Source: tailscale ``net/netcheck/netcheck.go``, ``measureHTTPSLatency``.
@@ -231,8 +231,8 @@ def _mend_upgrade(status: int) -> str | None:
     return None
 
 
-async def check_debug_https(relay: Relay, address: str, http: httpx.AsyncClient, deadline: float) -> Finding:
-    """See that the debug pages are refused; ``deadline`` is in the event loop's time."""
+async def check_debug_https(relay: Relay, address: str, http: Client) -> Finding:
+    """See that the debug pages are refused."""
     host = relay.host_header(relay.https_port, HTTPS_PORT)
     base = f"https://{in_url(address)}:{relay.https_port}"
     return await closed_debug_pages(
@@ -241,7 +241,6 @@ async def check_debug_https(relay: Relay, address: str, http: httpx.AsyncClient,
         http=http,
         base=base,
         hosts=(host,),
-        deadline=deadline,
         server_name=relay.domain,
     )
 
@@ -250,10 +249,9 @@ async def closed_debug_pages(  # noqa: PLR0913 -- one door with all that opens i
     check: Check,
     address: str,
     *,
-    http: httpx.AsyncClient,
+    http: Client,
     base: str,
     hosts: Collection[str],
-    deadline: float,
     server_name: str | None = None,
 ) -> Finding:
     """Ask for every debug page under every Host; one that answers with success is a failure.
@@ -264,8 +262,7 @@ async def closed_debug_pages(  # noqa: PLR0913 -- one door with all that opens i
 
     async def status(host: str, path: str) -> int | str:
         try:
-            async with asyncio.timeout_at(deadline):
-                return (await get(http, base + path, host=host, server_name=server_name)).status
+            return (await http.get(base + path, host=host, server_name=server_name)).status
         except TimeoutError:
             return "no answer in time"
         except (httpx.HTTPError, OSError) as error:
@@ -287,8 +284,6 @@ async def closed_debug_pages(  # noqa: PLR0913 -- one door with all that opens i
     return ok(check, address, f"not shown: {', '.join(sorted(set(closed)))}")
 
 
-async def _get(relay: Relay, address: str, http: httpx.AsyncClient, path: str) -> Answer:
+async def _get(relay: Relay, address: str, http: Client, path: str) -> Answer:
     url = f"https://{in_url(address)}:{relay.https_port}{path}"
-    return await get(
-        http, url, host=relay.host_header(relay.https_port, HTTPS_PORT), server_name=relay.domain
-    )
+    return await http.get(url, host=relay.host_header(relay.https_port, HTTPS_PORT), server_name=relay.domain)

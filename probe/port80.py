@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from probe.fetch import get
+from probe.fetch import Client
 from probe.finding import Check, Finding, failed, ok
 from probe.https import closed_debug_pages
 from probe.relay import HTTP_PORT, HTTPS_PORT, Relay, in_url
@@ -21,7 +21,7 @@ def _base(address: str, port: int) -> str:
     return f"http://{in_url(address)}:{port}"
 
 
-async def check_captive_portal(address: str, port: int, http: httpx.AsyncClient) -> Finding:
+async def check_captive_portal(address: str, port: int, http: Client) -> Finding:
     """Ask as clients do to find captive portals: by literal address, with a challenge, following no redirect.
 
     Request and expected answer: tailscale ``net/captivedetection`` (``verifyCaptivePortalEndpoint``,
@@ -29,8 +29,7 @@ async def check_captive_portal(address: str, port: int, http: httpx.AsyncClient)
     """
     challenge = f"ts_{address}"
     expected = f"response {challenge}"
-    answer = await get(
-        http,
+    answer = await http.get(
         f"{_base(address, port)}/generate_204?t={int(time.time())}",
         host=in_url(address),
         headers={
@@ -60,14 +59,14 @@ async def check_captive_portal(address: str, port: int, http: httpx.AsyncClient)
     return ok(Check.CAPTIVE_PORTAL, address, "204 with the right response", latency=answer.latency)
 
 
-async def check_redirect(relay: Relay, address: str, port: int, http: httpx.AsyncClient) -> Finding:
+async def check_redirect(relay: Relay, address: str, port: int, http: Client) -> Finding:
     """See that any other path is redirected to HTTPS.
 
     By name the redirect must lead to the same path of the relay; by address it
     may lead to another site of the host.
     """
-    by_name = await get(http, _base(address, port) + _SOME_PATH, host=relay.host_header(port, HTTP_PORT))
-    by_address = await get(http, _base(address, port) + _SOME_PATH, host=in_url(address))
+    by_name = await http.get(_base(address, port) + _SOME_PATH, host=relay.host_header(port, HTTP_PORT))
+    by_address = await http.get(_base(address, port) + _SOME_PATH, host=in_url(address))
     target = f"https://{relay.host_header(relay.https_port, HTTPS_PORT)}{_SOME_PATH}"
     for name, answer in ((relay.domain, by_name), (address, by_address)):
         location = answer.headers.get("Location", "")
@@ -110,11 +109,9 @@ def _normal(url: str) -> tuple[str, str, int, str, str]:
     return parts.scheme, (parts.hostname or "").lower(), port, parts.path, parts.query
 
 
-async def check_debug_http(
-    relay: Relay, address: str, port: int, http: httpx.AsyncClient, deadline: float
-) -> Finding:
+async def check_debug_http(relay: Relay, address: str, port: int, http: Client) -> Finding:
     """See that the debug pages are refused or redirected, by address and by name."""
     hosts = (in_url(address), relay.host_header(port, HTTP_PORT))
     return await closed_debug_pages(
-        Check.DEBUG_HTTP, address, http=http, base=_base(address, port), hosts=hosts, deadline=deadline
+        Check.DEBUG_HTTP, address, http=http, base=_base(address, port), hosts=hosts
     )

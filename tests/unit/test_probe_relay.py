@@ -10,7 +10,6 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from click.testing import CliRunner, Result
 
@@ -23,13 +22,13 @@ from probe import (
     Status,
     check_relay,
     check_relay_async,
-    fetch,
     https,
     is_up,
     port80,
     wait_until_up,
 )
 from probe.__main__ import main
+from probe.fetch import Client
 from tests.unit.loopback_relay import (
     AUTHORITY,
     DOMAIN,
@@ -58,13 +57,15 @@ def at(path: str, answer: Answer) -> Behaviour:
     return Behaviour(https=lambda asked, headers: answer if asked == path else https_answers(asked, headers))
 
 
-def alone(
-    behaviour: Behaviour, one: Callable[[Relay, httpx.AsyncClient], Coroutine[Any, Any, Finding]]
-) -> Finding:
+OneCheck = Callable[[Relay, Client], Coroutine[Any, Any, Finding]]
+
+
+def alone(behaviour: Behaviour, one: OneCheck, limit: float = 10.0) -> Finding:
     """Run one check only."""
 
     async def run(relay: Relay) -> Finding:
-        async with asyncio.timeout(10), fetch.client(relay.tls_context()) as http:
+        deadline = asyncio.get_running_loop().time() + limit
+        async with Client(relay.tls_context(), deadline) as http:
             return await one(relay, http)
 
     with running(behaviour) as relay:
@@ -169,13 +170,13 @@ def test_latency_check_refused() -> None:
     assert with_status(findings, Status.FAILED) == {Check.LATENCY_CHECK}
 
 
+async def debug_pages(relay: Relay, http: Client) -> Finding:
+    return await https.check_debug_https(relay, "127.0.0.1", http)
+
+
 @pytest.mark.parametrize("path", ["/debug/", "/debug/vars", "/debug/varz?debugkey=x"])
 def test_debug_pages_open_on_https(path: str) -> None:
-    async def closed(relay: Relay, http: httpx.AsyncClient) -> Finding:
-        deadline = asyncio.get_running_loop().time() + 2
-        return await https.check_debug_https(relay, "127.0.0.1", http, deadline)
-
-    finding = alone(at(path, response("200 OK", b"{}")), closed)
+    finding = alone(at(path, response("200 OK", b"{}")), debug_pages)
     assert finding.status is Status.FAILED
     assert path in finding.seen
 
@@ -186,11 +187,7 @@ def test_an_open_debug_page_shows_among_silent_ones() -> None:
             return response("200 OK")
         return Silence() if path.startswith("/debug") else https_answers(path, headers)
 
-    async def closed(relay: Relay, http: httpx.AsyncClient) -> Finding:
-        deadline = asyncio.get_running_loop().time() + 0.4
-        return await https.check_debug_https(relay, "127.0.0.1", http, deadline)
-
-    finding = alone(Behaviour(https=answers), closed)
+    finding = alone(Behaviour(https=answers), debug_pages, limit=0.4)
     assert finding.status is Status.FAILED
     assert "/debug/vars" in finding.seen
 
@@ -250,7 +247,7 @@ def test_captive_portal(answer: Answer, words: str) -> None:
 def test_wrong_redirects(location: str) -> None:
     behaviour = port_80()
 
-    async def redirect(relay: Relay, http: httpx.AsyncClient) -> Finding:
+    async def redirect(relay: Relay, http: Client) -> Finding:
         behaviour.http = port_80(location=location.replace("{https_port}", str(relay.https_port))).http
         return await port80.check_redirect(relay, "127.0.0.1", relay.http_port or 0, http)
 
