@@ -272,7 +272,9 @@ def _get(go: Go, program: GoProgram, version: str, source: Path, progress: Progr
         if newer and _numbers(newer.group(1)) > _numbers(go.version):
             return _get(toolchain(newer.group(1), progress), program, version, source, progress)
         if _NO_SUCH_VERSION.search(error.output):
-            raise VersionNotFoundError(f"{module} is not to be had", mend, error.output) from error
+            raise VersionNotFoundError(
+                f"{module}, or a module that it needs, is not to be had", mend, error.output
+            ) from error
         raise
     return go
 
