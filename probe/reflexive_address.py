@@ -81,10 +81,11 @@ def judge(asked: Address, local: Address, mapped: Address, expected: Collection[
         )
     if mapped.version != asked.version or mapped.is_loopback:
         return masked
-    if expected:
+    of_family = [str(address) for address in expected if address.version == mapped.version]
+    if of_family:
         return Judgement(
             Status.FAILED,
-            f"{seen}; expected {', '.join(map(str, expected))}",
+            f"{seen}; expected {', '.join(of_family)}",
             _MASKED,
             "If the address is one of your NAT's, name it as expected too; else something before derper"
             " rewrites the sender: " + masked.mend,

@@ -78,3 +78,8 @@ def test_an_expected_address_decides(status: Status, mapped: str, words: str) ->
     )
     assert judged.status is status
     assert words in judged.seen
+
+
+def test_an_expected_address_says_nothing_of_the_other_family() -> None:
+    asked, local, mapped = map(ip_address, ("2a01:4f8::1", "fd00:9::2", "2a02:8109::5"))
+    assert judge(asked, local, mapped, [ip_address("198.51.100.9")]).status is OK
