@@ -31,10 +31,11 @@ from relayctl.prerequisites.errors import (
     CommandFailedError,
     DockerEngineError,
     DockerPermissionError,
+    disk_full,
     disk_full_explained,
-    failed,
     indented,
     last_lines,
+    says_disk_full,
 )
 
 if TYPE_CHECKING:
@@ -363,13 +364,12 @@ def _wait_for_answer(
             with _LOG.open("rb") as log:
                 log.seek(offset)
                 said = log.read().decode(errors="replace")
-        error = failed(
-            f"the Docker engine does not answer: {reason}",
-            f"see why in {_LOG}",
-            said,
-            Path("/var/lib/docker"),
+        if says_disk_full(said):
+            raise disk_full(Path("/var/lib/docker"), last_lines(said))
+        raise DockerEngineError(
+            f"the Docker engine does not answer: {reason}\n{indented(last_lines(said))}".rstrip(),
+            f"see why in {_LOG}" if process is not None else "see why: journalctl -u docker -n 50",
         )
-        raise DockerEngineError(error.what, error.mend)
 
 
 def _remove_stale(path: Path, name: str) -> None:

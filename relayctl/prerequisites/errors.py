@@ -87,6 +87,11 @@ def last_lines(text: str, count: int = 15) -> str:
     return "\n".join(text.splitlines()[-count:])
 
 
+def says_disk_full(output: str) -> bool:
+    """Tell whether a program's ``output`` says that a file system has no room left."""
+    return _DISK_FULL.search(output) is not None
+
+
 def disk_full(folder: Path, output: str = "") -> DiskFullError:
     """Describe the full file system that ``folder`` is on, with its figures."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -106,7 +111,7 @@ def failed(what: str, mend: str, output: str, folder: Path) -> CommandFailedErro
     neither of a full disk nor of the network. The error shows the last lines.
     """
     shown = last_lines(output)
-    if _DISK_FULL.search(output):
+    if says_disk_full(output):
         return disk_full(folder, shown)
     if _NETWORK.search(output):
         return NetworkUnreachableError(
