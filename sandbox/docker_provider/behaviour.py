@@ -29,7 +29,6 @@ Validator = Callable[[Any], str | None]
 class Behaviour:
     """How one resource type treats its arguments."""
 
-    token: str
     updates_in_place: frozenset[str]
     """Arguments whose change does not replace the resource; all others do."""
     computed: frozenset[str]
@@ -46,11 +45,13 @@ class Behaviour:
     """Whether a missing name is made up from the resource's name in the program."""
     delete_before_replace: bool = False
     schema_version: int = 0
-    """Version of the real plugin's state, kept in the state so that the real plugin can take it over."""
+    """Version of the real plugin's state: it is kept in the state, for the real plugin to take it over."""
     timeouts: bool = False
     """Whether the real plugin keeps its (default) timeouts in the state."""
     computed_nested: frozenset[str] = frozenset()
     """Paths of fields inside arrays that Docker fills."""
+    kept_when_unset: frozenset[str] = frozenset()
+    """Arguments whose removal is no change either (``DiffSuppressFunc`` upstream)."""
 
 
 def _matches(pattern: str) -> Validator:
@@ -105,7 +106,6 @@ _NOT_IN_LIBRARY = "the docker library it uses has no such option"
 _NEWER = "how the real plugin treats it could not be checked"
 
 _NETWORK = Behaviour(
-    token="docker:index/network:Network",
     updates_in_place=frozenset(),
     computed=frozenset({"driver", "options", "internal", "ipamConfigs"}),
     sets=frozenset({"labels", "ipamConfigs"}),
@@ -114,7 +114,6 @@ _NETWORK = Behaviour(
 )
 
 _VOLUME = Behaviour(
-    token="docker:index/volume:Volume",
     updates_in_place=frozenset({"cluster"}),
     computed=frozenset({"driver"}),
     sets=frozenset({"labels"}),
@@ -125,10 +124,23 @@ _VOLUME = Behaviour(
 
 _BUILD_CARRIED = frozenset(
     {
-        "context", "dockerfile", "useLegacyBuilder", "buildArgs", "labels", "tags", "remove", "noCache",
-        "forceRemove", "pullParent", "target", "platform", "networkMode", "extraHosts", "cacheFroms",
+        "context",
+        "dockerfile",
+        "useLegacyBuilder",
+        "buildArgs",
+        "labels",
+        "tags",
+        "remove",
+        "noCache",
+        "forceRemove",
+        "pullParent",
+        "target",
+        "platform",
+        "networkMode",
+        "extraHosts",
+        "cacheFroms",
     }
-)  # fmt: skip
+)
 _BUILD_REASONS = {
     "label": "the real plugin's legacy builder leaves it out without a word; use labels",
     "builder": "it belongs to buildx",
@@ -145,7 +157,6 @@ _BUILD_REASONS = {
 def _remote_image() -> Behaviour:
     build = resource_schemas()["docker:index/remoteImage:RemoteImage"].arguments["build"].type.properties
     return Behaviour(
-        token="docker:index/remoteImage:RemoteImage",
         updates_in_place=frozenset({"keepLocally", "forceRemove"}),
         computed=frozenset(),
         sets=frozenset({"pullTriggers"}),
@@ -163,32 +174,86 @@ def _remote_image() -> Behaviour:
 
 
 _CONTAINER = Behaviour(
-    token="docker:index/container:Container",
     updates_in_place=frozenset(
         {
-            "attach", "containerReadRefreshTimeoutMilliseconds", "cpuPeriod", "cpuQuota", "cpuSet", "cpuShares",
-            "destroyGraceSeconds", "deviceReadBps", "deviceReadIops", "deviceWriteBps", "deviceWriteIops",
-            "healthcheck", "init", "logs", "maxRetryCount", "memory", "memoryReservation", "memorySwap", "mustRun",
-            "removeVolumes", "restart", "rm", "start", "tmpfs", "wait", "waitTimeout",
+            "attach",
+            "containerReadRefreshTimeoutMilliseconds",
+            "cpuPeriod",
+            "cpuQuota",
+            "cpuSet",
+            "cpuShares",
+            "destroyGraceSeconds",
+            "deviceReadBps",
+            "deviceReadIops",
+            "deviceWriteBps",
+            "deviceWriteIops",
+            "healthcheck",
+            "init",
+            "logs",
+            "maxRetryCount",
+            "memory",
+            "memoryReservation",
+            "memorySwap",
+            "mustRun",
+            "removeVolumes",
+            "restart",
+            "rm",
+            "start",
+            "tmpfs",
+            "wait",
+            "waitTimeout",
         }
-    ),  # fmt: skip
-    # user and workingDir are not computed upstream, but a DiffSuppressFunc there has the same effect
+    ),
     computed=frozenset(
         {
-            "command", "entrypoints", "envs", "healthcheck", "hostname", "init", "ipcMode", "labels", "logDriver",
-            "platform", "runtime", "securityOpts", "shmSize", "stopSignal", "stopTimeout", "user", "workingDir",
+            "command",
+            "entrypoints",
+            "envs",
+            "healthcheck",
+            "hostname",
+            "init",
+            "ipcMode",
+            "labels",
+            "logDriver",
+            "platform",
+            "runtime",
+            "securityOpts",
+            "shmSize",
+            "stopSignal",
+            "stopTimeout",
         }
-    ),  # fmt: skip
+    ),
     computed_nested=frozenset({"ports.external"}),
+    kept_when_unset=frozenset({"user", "workingDir"}),
     sets=frozenset(
         {
-            "capabilities.adds", "capabilities.drops", "deviceReadBps", "deviceReadIops", "deviceRequests",
-            "deviceWriteBps", "deviceWriteIops", "devices", "dns", "dnsOpts", "dnsSearches", "envs", "groupAdds",
-            "hosts", "labels", "mounts", "mounts.volumeOptions.labels", "networksAdvanced",
-            "networksAdvanced.aliases", "networksAdvanced.driverOpts", "networksAdvanced.linkLocalIps",
-            "securityOpts", "ulimits", "uploads", "volumes",
+            "capabilities.adds",
+            "capabilities.drops",
+            "deviceReadBps",
+            "deviceReadIops",
+            "deviceRequests",
+            "deviceWriteBps",
+            "deviceWriteIops",
+            "devices",
+            "dns",
+            "dnsOpts",
+            "dnsSearches",
+            "envs",
+            "groupAdds",
+            "hosts",
+            "labels",
+            "mounts",
+            "mounts.volumeOptions.labels",
+            "networksAdvanced",
+            "networksAdvanced.aliases",
+            "networksAdvanced.driverOpts",
+            "networksAdvanced.linkLocalIps",
+            "securityOpts",
+            "ulimits",
+            "uploads",
+            "volumes",
         }
-    ),  # fmt: skip
+    ),
     defaults={
         "attach": False,
         "containerReadRefreshTimeoutMilliseconds": 15000,
@@ -261,7 +326,12 @@ _CONTAINER = Behaviour(
 @cache
 def behaviours() -> Mapping[str, Behaviour]:
     """Return the behaviour of each carried resource type, by type token."""
-    return {each.token: each for each in (_NETWORK, _VOLUME, _remote_image(), _CONTAINER)}
+    return {
+        "docker:index/network:Network": _NETWORK,
+        "docker:index/volume:Volume": _VOLUME,
+        "docker:index/remoteImage:RemoteImage": _remote_image(),
+        "docker:index/container:Container": _CONTAINER,
+    }
 
 
 PROVIDER_REFUSED = {

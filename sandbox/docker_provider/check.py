@@ -6,13 +6,13 @@ import difflib
 import hashlib
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from . import REAL_PLUGIN
 from .behaviour import PROVIDER_REFUSED, Behaviour
-from .schema import Property, ValueType
+from .schema import Property, ResourceSchema, ValueType
 from .values import DEFAULTS, UNKNOWN, child, is_empty
 
 _RANDOM_CHARACTERS = 7
@@ -27,6 +27,11 @@ _CALLED = {
     "map": "a map",
     "object": "an object",
 }
+
+
+_BOOLEAN_WORDS = {"true": True, "false": False}
+
+_INTEGER_WORD = re.compile(r"[+-]?\d+")
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,7 @@ class _Walk:
         for name, each in properties.items():
             if each.required and name not in checked and values.get(name) is None:
                 where = child(path, name)
-                self.fail(
-                    where,
-                    f'Missing required argument. The argument "{where}" is required, but no definition was found.',
-                )
+                self.fail(where, f"Missing required argument '{where}'")
         return checked
 
     def value(self, value: Any, wanted: ValueType, path: str, pattern: str) -> Any:
@@ -126,7 +128,9 @@ def _shown(value: Any) -> str:
         return "true or false"
     if isinstance(value, int | float):
         return "a number"
-    return {str: "a string", list: "a list", dict: "a map"}.get(type(value), type(value).__name__)
+    if isinstance(value, str):
+        return "a string"
+    return "a list" if isinstance(value, list) else "a map"
 
 
 def _scalar(value: Any, kind: str) -> Any:
@@ -135,26 +139,21 @@ def _scalar(value: Any, kind: str) -> Any:
 
     Returns None where there is no such conversion.
     """
-    match kind:
-        case "string":
-            if isinstance(value, bool):
-                return "true" if value else "false"
-            return str(value) if isinstance(value, str | int | float) else None
-        case "boolean":
-            return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value))
-        case "integer" | "number":
-            if isinstance(value, bool):
-                return None
-            if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value):
-                return int(value)
-            if isinstance(value, int):
-                return value
-            return value if isinstance(value, float) and kind == "number" else None
-        case _:
-            return None
+    is_boolean = isinstance(value, bool)
+    if kind == "boolean":
+        return value if is_boolean else _BOOLEAN_WORDS.get(str(value))
+    if kind == "string":
+        text = str(value).lower() if is_boolean else str(value)
+        return text if isinstance(value, str | int | float) else None
+    if isinstance(value, str) and _INTEGER_WORD.fullmatch(value):
+        return int(value)
+    fits = isinstance(value, int | float) if kind == "number" else isinstance(value, int)
+    return value if fits and not is_boolean else None
 
 
-def _with_defaults(values: dict[str, Any], wanted: ValueType, behaviour: Behaviour, pattern: str) -> dict[str, Any]:
+def _with_defaults(
+    values: dict[str, Any], wanted: ValueType, behaviour: Behaviour, pattern: str
+) -> dict[str, Any]:
     """Fill in the defaults at every depth and list those that are not zero, as the real plugin does."""
     filled: dict[str, Any] = {}
     for name, value in values.items():
@@ -187,42 +186,44 @@ def made_up_name(resource_name: str, random_seed: bytes, proposed: str | None = 
     """
     if proposed:
         return proposed
-    ending = hashlib.sha256((random_seed or secrets.token_bytes()) + resource_name.encode()).hexdigest()[:_RANDOM_CHARACTERS]
+    ending = hashlib.sha256((random_seed or secrets.token_bytes()) + resource_name.encode()).hexdigest()[
+        :_RANDOM_CHARACTERS
+    ]
     return f"{resource_name}-{ending}"
 
 
 def check(
     arguments: Mapping[str, Any],
-    properties: Mapping[str, Property],
+    schema: ResourceSchema,
     behaviour: Behaviour,
     *,
     resource_name: str,
-    old_inputs: Mapping[str, Any] | None = None,
-    random_seed: bytes = b"",
-    proposed_name: str | None = None,
+    make_name: Callable[[], str],
 ) -> tuple[dict[str, Any], list[Failure]]:
     """
-    Check a resource's arguments.
+    Check a resource's arguments; ``make_name`` gives the name of one that has none.
 
     Returns the inputs, converted and with defaults and a `DEFAULTS` list at every depth, and what
     is wrong with them; with failures the inputs are those given.
     """
     walk = _Walk(resource_name, behaviour)
-    checked = walk.properties(arguments, properties, "", "")
+    checked = walk.properties(arguments, schema.arguments, "", "")
     for first, second in behaviour.conflicts:
         if first in checked and second in checked:
-            walk.fail(first, f'Conflicting configuration arguments. "{first}": conflicts with {second}')
-    if "build" in checked and isinstance(checked["build"], dict) and "useLegacyBuilder" not in checked["build"]:
+            walk.fail(first, f"'{first}' cannot go together with '{second}'")
+    if (
+        "build" in checked
+        and isinstance(checked["build"], dict)
+        and "useLegacyBuilder" not in checked["build"]
+    ):
         validator = behaviour.validators.get("build.useLegacyBuilder")
         if validator and (wrong := validator(None)):
             walk.fail("build", wrong[0].upper() + wrong[1:])
     if walk.failures:
         return dict(arguments), walk.failures
-    inputs = _with_defaults(checked, ValueType("object", properties=properties), behaviour, "")
+    inputs = _with_defaults(checked, ValueType("object", properties=schema.arguments), behaviour, "")
     if behaviour.autonamed and "name" not in inputs:
-        # a name that is in the state already is kept, even one that the program gave earlier
-        kept = (old_inputs or {}).get("name")
-        inputs["name"] = kept or made_up_name(resource_name, random_seed, proposed_name)
+        inputs["name"] = make_name()
         inputs[DEFAULTS] = sorted([*inputs[DEFAULTS], "name"])
     return inputs, []
 
@@ -230,7 +231,7 @@ def check(
 def check_provider(
     arguments: Mapping[str, Any], properties: Mapping[str, Property], *, resource_name: str
 ) -> list[Failure]:
-    """Check the arguments of the provider resource (lists and maps come decoded). ``version`` is the engine's own."""
+    """Check the arguments of the provider resource, with lists decoded. ``version`` is the engine's own."""
     walk = _Walk(resource_name, None)
     given = {name: value for name, value in arguments.items() if name not in ("version", "pluginDownloadURL")}
     checked = walk.properties(given, properties, "", "")

@@ -37,6 +37,7 @@ class PartlyCreatedError(Exception):
     """The container exists, but making it did not come to its end."""
 
     def __init__(self, identifier: str, reason: str) -> None:
+        """Keep the container's id and what went wrong."""
         super().__init__(reason)
         self.identifier = identifier
         self.reason = reason
@@ -51,7 +52,7 @@ def config(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """
     volumes, binds, volumes_from = volume_binds(inputs.get("volumes"))
     exposed, bindings = port_bindings(inputs.get("ports"))
-    optional = {
+    optional: dict[str, Any] = {
         "StopTimeout": inputs.get("stopTimeout") or None,
         "Env": inputs.get("envs") or None,
         "Cmd": inputs.get("command") or None,
@@ -92,7 +93,8 @@ def host_config(
         "VolumesFrom": volumes_from,
         "Mounts": [mount(each) for each in inputs.get("mounts") or []],
         "Ulimits": [
-            {"Name": each["name"], "Soft": each["soft"], "Hard": each["hard"]} for each in inputs.get("ulimits") or []
+            {"Name": each["name"], "Soft": each["soft"], "Hard": each["hard"]}
+            for each in inputs.get("ulimits") or []
         ],
         "CapAdd": capabilities.get("adds"),
         "CapDrop": capabilities.get("drops"),
@@ -130,7 +132,9 @@ def host_config(
     else:
         optional["CpuPeriod"] = inputs.get("cpuPeriod")
         optional["CpuQuota"] = inputs.get("cpuQuota")
-    unconfined = {"MaskedPaths": [], "ReadonlyPaths": []} if _UNCONFINED in options else {}
+    unconfined: dict[str, list[str]] = (
+        {"MaskedPaths": [], "ReadonlyPaths": []} if _UNCONFINED in options else {}
+    )
     return {
         "Privileged": bool(inputs.get("privileged")),
         "PublishAllPorts": bool(inputs.get("publishAllPorts")),
@@ -179,7 +183,7 @@ def health_config(healthcheck: Mapping[str, Any]) -> dict[str, Any]:
 def port_bindings(
     ports: Iterable[Mapping[str, Any]] | None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, str]]]]:
-    """Translate ``ports`` to ``ExposedPorts`` and ``PortBindings``; without ``external`` Docker chooses one."""
+    """Translate ``ports`` to ``ExposedPorts`` and ``PortBindings``; external 0 lets Docker choose."""
     exposed: dict[str, dict[str, Any]] = {}
     bindings: dict[str, list[dict[str, str]]] = {}
     for port in ports or []:
@@ -203,9 +207,13 @@ def volume_binds(volumes: Iterable[Mapping[str, Any]] | None) -> tuple[list[str]
     for volume in volumes or []:
         source, path = volume.get("fromContainer"), volume.get("containerPath")
         if not source and not path:
-            raise OperationError("Unable to parse volumes: volume entry without container path or source container")
+            raise OperationError(
+                "Unable to parse volumes: volume entry without container path or source container"
+            )
         if source and path:
-            raise OperationError("Unable to parse volumes: both a container and a path specified in a volume entry")
+            raise OperationError(
+                "Unable to parse volumes: both a container and a path specified in a volume entry"
+            )
         if source:
             volumes_from.append(source)
             continue
@@ -221,7 +229,7 @@ def volume_binds(volumes: Iterable[Mapping[str, Any]] | None) -> tuple[list[str]
 
 
 def mount(block: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate one of ``mounts``; options of other types than the mount's own are left out as upstream does."""
+    """Translate one of ``mounts``; like upstream with the options of the mount's own type only."""
     translated: dict[str, Any] = {
         "Type": block["type"],
         "Target": block["target"],
@@ -235,11 +243,17 @@ def mount(block: Mapping[str, Any]) -> dict[str, Any]:
         translated["VolumeOptions"] = {
             "NoCopy": bool(options.get("noCopy")),
             "Labels": labels_of(options.get("labels")),
-            "DriverConfig": {"Name": options.get("driverName") or "", "Options": options.get("driverOptions") or {}},
+            "DriverConfig": {
+                "Name": options.get("driverName") or "",
+                "Options": options.get("driverOptions") or {},
+            },
         }
     if block["type"] == "tmpfs" and block.get("tmpfsOptions"):
         options = block["tmpfsOptions"]
-        translated["TmpfsOptions"] = {"SizeBytes": options.get("sizeBytes") or 0, "Mode": options.get("mode") or 0}
+        translated["TmpfsOptions"] = {
+            "SizeBytes": options.get("sizeBytes") or 0,
+            "Mode": options.get("mode") or 0,
+        }
     return translated
 
 
@@ -252,8 +266,8 @@ def upload_archive(upload: Mapping[str, Any], modified: float) -> bytes:
     given = [name for name in ("content", "contentBase64", "source") if upload.get(name)]
     if len(given) != 1:
         raise OperationError(
-            f"error with upload content of {upload['file']}: exactly one of 'content', 'content_base64', or 'source' "
-            f"must be set, not {len(given)} of them"
+            f"cannot upload {upload['file']}: exactly one of 'content', 'content_base64', "
+            f"or 'source' must be set, not {len(given)} of them"
         )
     if given == ["source"]:
         try:
@@ -268,7 +282,11 @@ def upload_archive(upload: Mapping[str, Any], modified: float) -> bytes:
     entry.size = len(content)
     entry.mtime = int(modified)
     # octal; the two modes without permissions are upstream's
-    entry.mode = int(upload["permissions"], 8) if upload.get("permissions") else (0o744 if upload.get("executable") else 0o644)
+    entry.mode = (
+        int(upload["permissions"], 8)
+        if upload.get("permissions")
+        else (0o744 if upload.get("executable") else 0o644)
+    )
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         tar.addfile(entry, io.BytesIO(content))
@@ -356,7 +374,8 @@ def observed(inspection: Mapping[str, Any], prior: Mapping[str, Any]) -> dict[st
         found["pidMode"] = host.get("PidMode") or ""
     if not is_empty(prior.get("ulimits")):
         found["ulimits"] = [
-            {"name": each["Name"], "soft": each["Soft"], "hard": each["Hard"]} for each in host.get("Ulimits") or []
+            {"name": each["Name"], "soft": each["Soft"], "hard": each["Hard"]}
+            for each in host.get("Ulimits") or []
         ]
     if not is_empty(prior.get("devices")):
         found["devices"] = device_blocks(host.get("Devices") or [], prior["devices"])
@@ -388,13 +407,13 @@ def network_data(name: str, endpoint_settings: Mapping[str, Any]) -> dict[str, A
 
 
 def host_block(entry: str) -> dict[str, str]:
-    """Translate one of ``ExtraHosts``; of an IPv6 address upstream reads the first group only, and so does this."""
+    """Translate one of ``ExtraHosts``; of an IPv6 address only the first group is read, as upstream."""
     parts = entry.split(":")
     return {"host": parts[0], "ip": parts[1]}
 
 
 def health_block(health: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate Docker's ``Healthcheck``; durations come back as Go writes them, so ``60s`` becomes ``1m0s``."""
+    """Translate Docker's ``Healthcheck``; Go writes the durations, so ``60s`` comes back as ``1m0s``."""
     return {
         "tests": health.get("Test") or [],
         "interval": format_duration(health.get("Interval") or 0),
@@ -504,7 +523,8 @@ def _refuse_unknown_to_daemon(daemon: Daemon, inputs: Mapping[str, Any]) -> None
     interval = (inputs.get("healthcheck") or {}).get("startInterval") or "0s"
     if parse_duration(interval) and version_lt(daemon.api.api_version, _START_INTERVAL_API):
         raise OperationError(
-            f"healthcheck.startInterval needs Docker API {_START_INTERVAL_API}; this daemon speaks {daemon.api.api_version}"
+            f"healthcheck.startInterval needs Docker API {_START_INTERVAL_API}; "
+            f"this daemon speaks {daemon.api.api_version}"
         )
 
 
@@ -532,8 +552,8 @@ def _wait_healthy(daemon: Daemon, identifier: str, seconds: float) -> None:
         found = state.get("Health")
         if found is None:
             raise OperationError(
-                "you have supplied a 'wait' argument, but the container does not have a healthcheck defined. "
-                "Please remove the 'wait' argument or add a 'healthcheck' attribute"
+                "'wait' needs a health check, but neither the program nor the image gives one: "
+                "add 'healthcheck' or leave out 'wait'"
             )
         health.update(found)
         return bool(found["Status"] == "healthy")
@@ -547,8 +567,14 @@ def _wait_healthy(daemon: Daemon, identifier: str, seconds: float) -> None:
             raise
         last = (health.get("Log") or [{}])[-1]
         output = str(last.get("Output", "")).strip()
-        said_last = f"; the last check ended with {last['ExitCode']}: {output}" if last else "; no check has ended yet"
-        raise OperationError(f"container failed to be in healthy state in {seconds} seconds{said_last}") from error
+        said_last = (
+            f"; the last check ended with {last['ExitCode']}: {output}"
+            if last
+            else "; no check has ended yet"
+        )
+        raise OperationError(
+            f"the container did not become healthy in {seconds} seconds{said_last}"
+        ) from error
 
 
 def _wait_end(daemon: Daemon, identifier: str, inputs: Mapping[str, Any]) -> str | None:
@@ -596,7 +622,10 @@ def update(daemon: Daemon, identifier: str, old: Mapping[str, Any], new: Mapping
     if not old.get("mustRun") and new.get("mustRun") and new.get("start"):
         with explained("Unable to start container"):
             daemon.api.start(identifier)
-    if all(is_empty(old.get(name)) and is_empty(new.get(name)) or old.get(name) == new.get(name) for name in _UPDATED):
+    if all(
+        (is_empty(old.get(name)) and is_empty(new.get(name))) or old.get(name) == new.get(name)
+        for name in _UPDATED
+    ):
         return
     with explained("Unable to update a container"):
         daemon.api.update_container(

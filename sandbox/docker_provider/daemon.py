@@ -73,6 +73,7 @@ class Daemon:
     """A connection to one daemon, safe to use from several threads at once."""
 
     def __init__(self, host: str) -> None:
+        """Take the address; the connection is made when it is needed."""
         self.host = host
         self.cancelled = threading.Event()
         self._local = threading.local()
@@ -117,7 +118,9 @@ def explained(doing: str, host: str | None = None) -> Iterator[None]:
         raise OperationError(f"{doing}: {error}") from error
     except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
         at = f" at {host}" if host else ""
-        raise OperationError(f"{doing}: cannot talk to the Docker daemon{at}: {error}. Is it running?") from error
+        raise OperationError(
+            f"{doing}: cannot talk to the Docker daemon{at}: {error}. Is it running?"
+        ) from error
 
 
 def said(error: docker.errors.APIError) -> str:
@@ -130,7 +133,7 @@ def said(error: docker.errors.APIError) -> str:
 
 def is_missing(error: docker.errors.APIError) -> bool:
     """Tell whether the daemon said that there is no such thing."""
-    return error.status_code == requests.codes.not_found
+    return bool(error.status_code == requests.codes.not_found)
 
 
 def stream_errors(events: Iterator[dict[str, object]], doing: str) -> None:

@@ -1,4 +1,4 @@
-"""Diff: which changes there are between a resource's state and its new inputs, and which of them replace it."""
+"""Diff: what changes between a resource's state and its new inputs, and which changes replace it."""
 
 from __future__ import annotations
 
@@ -59,10 +59,11 @@ def diff(
     An argument that is left out is no change where Docker fills it in (`Behaviour.computed`);
     null and zero are the same, as upstream cannot tell them apart.
     """
+    comparison = _Comparison(behaviour)
     changes: dict[str, Change] = {}
     for name, argument in schema.arguments.items():
         old, new = state.get(name), without_defaults(inputs.get(name))
-        if is_empty(new) and name in behaviour.computed and not (name in inputs and _is_scalar(new)):
+        if is_empty(new) and not _is_scalar(new) and name in behaviour.computed | behaviour.kept_when_unset:
             # null here means that creation failed before anything was read back
             if old is None and argument.type.kind == "array" and name in _READ_BACK_LISTS:
                 changes[name] = Change.ADD
@@ -71,7 +72,7 @@ def diff(
             new = _with_external_ports(old, new)
             if same_ports(old, new):
                 continue
-        changes.update(_compare(old, new, argument.type, behaviour, name, name))
+        changes |= comparison.values(old, new, argument.type, name)
     if "networkDatas" in schema.outputs and state.get("networkDatas") is None:
         changes["networkDatas"] = Change.ADD
     kept = {path: change for path, change in changes.items() if not _is_ignored(path, ignored)}
@@ -86,7 +87,8 @@ def diff(
             sorted(
                 name
                 for name in schema.arguments
-                if name not in behaviour.updates_in_place and name not in {top_level(path) for path in replacing}
+                if name not in behaviour.updates_in_place
+                and name not in {top_level(path) for path in replacing}
             )
         ),
     )
@@ -124,31 +126,75 @@ def _is_ignored(path: str, ignored: Iterable[str]) -> bool:
     return False
 
 
-def _compare(
-    old: Any, new: Any, wanted: ValueType, behaviour: Behaviour, path: str, pattern: str
-) -> dict[str, Change]:
-    if is_empty(old) and is_empty(new) and not has_unknown(new):
-        return {}
-    if has_unknown(new):
-        return {path: Change.ADD if old is None else Change.UPDATE}
-    if wanted.kind == "map" and isinstance(old or {}, dict):
-        return _compare_maps(old, new or {}, path)
-    if is_empty(new) and not _is_scalar(new):
-        return {path: Change.DELETE}
-    if old is None or (is_empty(old) and isinstance(old, list | dict)):
-        return {path: Change.ADD}
-    if wanted.kind == "array" and isinstance(old, list) and isinstance(new, list) and wanted.element is not None:
-        compare = _compare_sets if pattern in behaviour.sets else _compare_lists
-        return compare(old, new, wanted.element, behaviour, path, pattern)
-    if wanted.kind == "object" and isinstance(old, dict) and isinstance(new, dict):
+@dataclass(frozen=True)
+class _Comparison:
+    """Compares values of one resource type; all methods return changes by path."""
+
+    behaviour: Behaviour
+
+    def values(self, old: Any, new: Any, wanted: ValueType, path: str) -> dict[str, Change]:
+        if has_unknown(new):
+            return {path: Change.ADD if old is None else Change.UPDATE}
+        if is_empty(old) and is_empty(new):
+            return {}
+        if wanted.kind == "map" and isinstance(old, dict | None):
+            return _compare_maps(old, new or {}, path)
+        if is_empty(new) and not _is_scalar(new):
+            return {path: Change.DELETE}
+        if old is None or (is_empty(old) and isinstance(old, list | dict)):
+            return {path: Change.ADD}
+        return self._present(old, new, wanted, path)
+
+    def _present(self, old: Any, new: Any, wanted: ValueType, path: str) -> dict[str, Change]:
+        """Compare two values that are both there."""
+        if wanted.element is not None and isinstance(old, list) and isinstance(new, list):
+            compare = self._sets if _pattern(path) in self.behaviour.sets else self._lists
+            return compare(old, new, wanted.element, path)
+        if wanted.kind == "object" and isinstance(old, dict) and isinstance(new, dict):
+            changes: dict[str, Change] = {}
+            for name, each in wanted.properties.items():
+                where = child(path, name)
+                if new.get(name) is not None or _pattern(where) not in self.behaviour.computed_nested:
+                    changes |= self.values(old.get(name), new.get(name), each.type, where)
+            return changes
+        return {} if old == new else {path: Change.UPDATE}
+
+    def _lists(self, old: list[Any], new: list[Any], element: ValueType, path: str) -> dict[str, Change]:
+        return self._by_place(dict(enumerate(old)), dict(enumerate(new)), element, path)
+
+    def _sets(self, old: list[Any], new: list[Any], element: ValueType, path: str) -> dict[str, Change]:
+        """Leave out what both sets hold, compare the rest by place."""
+        gone = dict(enumerate(old))
+        come: dict[int, Any] = {}
+        for index, each in enumerate(new):
+            twins = (
+                at for at, other in gone.items() if not self.values(other, each, element, child(path, at))
+            )
+            twin = next(twins, None)
+            if twin is None:
+                come[index] = each
+            else:
+                del gone[twin]
+        return self._by_place(gone, come, element, path)
+
+    def _by_place(
+        self, old: Mapping[int, Any], new: Mapping[int, Any], element: ValueType, path: str
+    ) -> dict[str, Change]:
         changes: dict[str, Change] = {}
-        for name, each in wanted.properties.items():
-            inner = f"{pattern}.{name}"
-            if new.get(name) is None and inner in behaviour.computed_nested:
-                continue
-            changes.update(_compare(old.get(name), new.get(name), each.type, behaviour, child(path, name), inner))
+        for index in sorted({*old, *new}):
+            where = child(path, index)
+            if index not in new:
+                changes[where] = Change.DELETE
+            elif index not in old:
+                changes[where] = Change.ADD
+            else:
+                changes |= self.values(old[index], new[index], element, where)
         return changes
-    return {} if old == new else {path: Change.UPDATE}
+
+
+def _pattern(path: str) -> str:
+    """Leave the places in arrays out of a path: ``ports[0].ip`` becomes ``ports.ip``."""
+    return re.sub(r"\[\d+\]", "", path)
 
 
 def _compare_maps(old: Mapping[str, Any] | None, new: Mapping[str, Any], path: str) -> dict[str, Change]:
@@ -162,47 +208,6 @@ def _compare_maps(old: Mapping[str, Any] | None, new: Mapping[str, Any], path: s
             changes[child(path, key)] = Change.ADD
         elif old[key] != new[key]:
             changes[child(path, key)] = Change.UPDATE
-    return changes
-
-
-def _compare_lists(
-    old: list[Any], new: list[Any], element: ValueType, behaviour: Behaviour, path: str, pattern: str
-) -> dict[str, Change]:
-    changes: dict[str, Change] = {}
-    for index in range(max(len(old), len(new))):
-        where = child(path, index)
-        if index >= len(new):
-            changes[where] = Change.DELETE
-        elif index >= len(old):
-            changes[where] = Change.ADD
-        else:
-            changes.update(_compare(old[index], new[index], element, behaviour, where, pattern))
-    return changes
-
-
-def _compare_sets(
-    old: list[Any], new: list[Any], element: ValueType, behaviour: Behaviour, path: str, pattern: str
-) -> dict[str, Change]:
-    """Leave out what both sets hold; name the rest by its place, in the new set where both have one there."""
-    gone = {index: each for index, each in enumerate(old)}
-    come: dict[int, Any] = {}
-    for index, each in enumerate(new):
-        twin = next(
-            (at for at, other in gone.items() if not _compare(other, each, element, behaviour, path, pattern)), None
-        )
-        if twin is None:
-            come[index] = each
-        else:
-            del gone[twin]
-    changes: dict[str, Change] = {}
-    for index in sorted({*gone, *come}):
-        where = child(path, index)
-        if index not in come:
-            changes[where] = Change.DELETE
-        elif index not in gone:
-            changes[where] = Change.ADD
-        else:
-            changes.update(_compare(gone[index], come[index], element, behaviour, where, pattern))
     return changes
 
 
@@ -236,7 +241,9 @@ def same_ports(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> bool:
                 if (old_port.get("internal"), old_port.get("protocol")) in protocols:
                     continue
                 return False
-            if new_port.get("external") != old_port.get("external") or new_port.get("ip") != old_port.get("ip"):
+            if new_port.get("external") != old_port.get("external") or new_port.get("ip") != old_port.get(
+                "ip"
+            ):
                 return False
             found = True
             break

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import docker.errors
@@ -31,7 +31,7 @@ def repo_digest(name: str, digests: list[str]) -> str:
 
 
 def observed(name: str, inspection: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate what ``docker image inspect`` says to properties. The id is the image's with the name after it."""
+    """Translate what ``docker image inspect`` says to properties; the id is the image's and the name."""
     return {
         "id": inspection["Id"] + name,
         "imageId": inspection["Id"],
@@ -40,9 +40,9 @@ def observed(name: str, inspection: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_arguments(name: str, build: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the ``build`` argument to those of ``docker.APIClient.build`` (further tags are set afterwards)."""
+    """Translate the ``build`` argument to those of ``docker.APIClient.build``; more tags are set later."""
     return {
-        "path": os.path.abspath(os.path.expanduser(build["context"])),  # noqa: PTH100, PTH111 - as upstream: symbolic links stay
+        "path": str(Path(build["context"]).expanduser().absolute()),
         "dockerfile": build.get("dockerfile") or "Dockerfile",
         "tag": name,
         "buildargs": build.get("buildArgs") or None,

@@ -66,13 +66,13 @@ def _value_type(hint: Any) -> ValueType:
     if inspect.isclass(hint) and pulumi_types.is_output_type(hint):
         outputs = pulumi_types.output_type_types(hint)
         return ValueType(
-            "object", properties={name: Property(_value_type(each), required=False) for name, each in outputs.items()}
+            "object",
+            properties={name: Property(_value_type(each), required=False) for name, each in outputs.items()},
         )
     raise TypeError(f"the pulumi_docker package has an argument of a type this schema cannot carry: {hint!r}")
 
 
-@cache
-def properties_of(arguments_class: type) -> Mapping[str, Property]:
+def properties_of(arguments_class: Any) -> Mapping[str, Property]:
     """
     Properties of an SDK argument class (such as ``pulumi_docker.ContainerArgs``) by wire name.
 
@@ -80,7 +80,7 @@ def properties_of(arguments_class: type) -> Mapping[str, Property]:
     """
     required = {
         name
-        for name, parameter in inspect.signature(arguments_class.__init__).parameters.items()  # type: ignore[misc]
+        for name, parameter in inspect.signature(arguments_class.__init__).parameters.items()
         if parameter.default is inspect.Parameter.empty
     }
     python_names = {
@@ -92,11 +92,13 @@ def properties_of(arguments_class: type) -> Mapping[str, Property]:
     }
 
 
-def _resource(token: str, resource_class: type, arguments_class: type) -> ResourceSchema:
+def _resource(token: str, resource_class: type, arguments_class: Any) -> ResourceSchema:
     return ResourceSchema(
         token=token,
         arguments=properties_of(arguments_class),
-        outputs={name: _value_type(hint) for name, hint in pulumi_types.resource_types(resource_class).items()},
+        outputs={
+            name: _value_type(hint) for name, hint in pulumi_types.resource_types(resource_class).items()
+        },
     )
 
 
@@ -106,7 +108,9 @@ def resource_schemas() -> Mapping[str, ResourceSchema]:
     schemas = (
         _resource("docker:index/network:Network", pulumi_docker.Network, pulumi_docker.NetworkArgs),
         _resource("docker:index/volume:Volume", pulumi_docker.Volume, pulumi_docker.VolumeArgs),
-        _resource("docker:index/remoteImage:RemoteImage", pulumi_docker.RemoteImage, pulumi_docker.RemoteImageArgs),
+        _resource(
+            "docker:index/remoteImage:RemoteImage", pulumi_docker.RemoteImage, pulumi_docker.RemoteImageArgs
+        ),
         _resource("docker:index/container:Container", pulumi_docker.Container, pulumi_docker.ContainerArgs),
     )
     return {schema.token: schema for schema in schemas}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
 from typing import Any, TypeVar
 
@@ -14,7 +14,6 @@ from google.protobuf import any_pb2, empty_pb2
 from pulumi.runtime.proto import (
     engine_pb2,
     engine_pb2_grpc,
-    errors_pb2,
     plugin_pb2,
     provider_pb2,
     provider_pb2_grpc,
@@ -23,7 +22,7 @@ from pulumi.runtime.proto import (
 
 from . import PLUGIN_VERSION, REAL_PLUGIN, container, image, network, volume
 from .behaviour import Behaviour, behaviours
-from .check import check, check_provider
+from .check import Failure, check, check_provider, made_up_name
 from .container import PartlyCreatedError
 from .daemon import Daemon, HostRefusedError, OperationError, resolve_host
 from .diff import Change, diff
@@ -59,7 +58,9 @@ class _RefusedError(Exception):
     """A call that cannot be served; the message goes to the user."""
 
 
-def _guarded(method: Callable[[Any, Any, Any], _Response]) -> Callable[[Any, Any, grpc.ServicerContext], _Response]:
+def _guarded(
+    method: Callable[[Any, Any, Any], _Response],
+) -> Callable[[Any, Any, grpc.ServicerContext], _Response]:
     """Turn what goes wrong in a call into a gRPC error with the message alone."""
 
     def call(self: Any, request: Any, context: grpc.ServicerContext) -> _Response:
@@ -77,6 +78,7 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
     """Serves networks, volumes, images and containers of one local Docker daemon."""
 
     def __init__(self) -> None:
+        """Start without a daemon: Configure names it."""
         self._lock = threading.Lock()
         self._daemon: Daemon | None = None
         self._engine: str | None = None
@@ -130,7 +132,7 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
         failures = check_provider(given, provider_arguments(), resource_name=_name(request))
         return provider_pb2.CheckResponse(
             inputs=request.news,
-            failures=[provider_pb2.CheckFailure(property=each.path, reason=each.reason) for each in failures],
+            failures=_reported(failures),
         )
 
     @_guarded
@@ -141,7 +143,7 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
         kinds = provider_pb2.PropertyDiff
         for name in provider_arguments():
             before, after = old.get(name), new.get(name)
-            if before == after or after == UNKNOWN:
+            if after in (before, UNKNOWN):
                 continue
             kind = kinds.ADD if before is None else kinds.DELETE if after is None else kinds.UPDATE
             changes[name] = provider_pb2.PropertyDiff(kind=kind, inputDiff=True)
@@ -168,8 +170,8 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
             elif self._daemon.host != host:
                 # requests do not tell which provider resource they belong to
                 raise _RefusedError(
-                    f"this stand-in for the docker plugin serves {self._daemon.host} already and cannot serve {host} too; "
-                    f"use one docker provider, or the real plugin ({REAL_PLUGIN})"
+                    f"this stand-in for the docker plugin serves {self._daemon.host} already, not also "
+                    f"{host} too; use one docker provider, or the real plugin ({REAL_PLUGIN})"
                 )
             daemon = self._daemon
         if not arguments.get("disableDockerDaemonCheck"):
@@ -185,7 +187,8 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
         with grpc.insecure_channel(self._engine) as channel:
             try:
                 engine_pb2_grpc.EngineStub(channel).Log(
-                    engine_pb2.LogRequest(severity=engine_pb2.INFO, message=f"docker: {ANNOUNCEMENT}"), timeout=5
+                    engine_pb2.LogRequest(severity=engine_pb2.INFO, message=f"docker: {ANNOUNCEMENT}"),
+                    timeout=5,
                 )
             except grpc.RpcError as error:
                 _log.warning("the engine did not take the announcement: %s", error)
@@ -203,18 +206,18 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
                 inputs=request.news, failures=[provider_pb2.CheckFailure(reason=str(error))]
             )
         proposed = request.autonaming.proposed_name if request.HasField("autonaming") else None
+        # a name that is in the state already is kept, even one that the program gave earlier
+        kept = from_struct(request.olds).get("name")
         inputs, failures = check(
             news,
-            schema.arguments,
+            schema,
             behaviour,
             resource_name=_name(request),
-            old_inputs=from_struct(request.olds),
-            random_seed=request.randomSeed,
-            proposed_name=proposed,
+            make_name=lambda: kept or made_up_name(_name(request), request.randomSeed, proposed),
         )
         return provider_pb2.CheckResponse(
             inputs=to_struct(inputs),
-            failures=[provider_pb2.CheckFailure(property=each.path, reason=each.reason) for each in failures],
+            failures=_reported(failures),
         )
 
     @_guarded
@@ -222,7 +225,11 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
         """Compare a resource's state with new inputs."""
         schema, behaviour = _kind(request)
         found = diff(
-            from_struct(request.olds), from_struct(request.news), schema, behaviour, list(request.ignoreChanges)
+            from_struct(request.olds),
+            from_struct(request.news),
+            schema,
+            behaviour,
+            list(request.ignoreChanges),
         )
         response = provider_pb2.DiffResponse
         return response(
@@ -257,7 +264,7 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
 
     @_guarded
     def Read(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, ARG002
-        """Read a resource's real state, for a refresh (there is an old state) or an import (there is none)."""
+        """Read a resource's real state, for a refresh or, where there is no old state, for an import."""
         schema, behaviour = _kind(request)
         prior = from_struct(request.properties)
         inputs = from_struct(request.inputs)
@@ -283,7 +290,7 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
         found = diff(old, inputs, schema, behaviour, ignored)
         if found.replacing:
             raise _RefusedError(
-                f"{request.urn} cannot be updated in place: {', '.join(found.replaced_properties)} replaces it"
+                f"{request.urn} cannot be updated in place: {', '.join(found.replaced_properties)} changes"
             )
         state = updated(old, inputs, schema, behaviour, ignored)
         state["id"], state["__meta"] = request.id, meta(behaviour)
@@ -332,6 +339,14 @@ def _decoded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return decoded
 
 
+def _reported(failures: Iterable[Failure]) -> list[Any]:
+    """
+    Turn failures into messages. Like the real plugin this leaves ``property`` empty: the engine would
+    print the value with it, which may be a secret. The reason names the path.
+    """
+    return [provider_pb2.CheckFailure(reason=each.reason) for each in failures]
+
+
 def _name(request: Any) -> str:
     return str(request.urn).rsplit("::", 1)[-1] or "provider"
 
@@ -343,7 +358,7 @@ def _kind(request: Any) -> tuple[ResourceSchema, Behaviour]:
     if token not in behaviours():
         carried = ", ".join(sorted(each.rsplit(":", 1)[1] for each in behaviours()))
         raise _RefusedError(
-            f"unrecognized resource type: {token}. The stand-in for the docker plugin carries {carried} only; "
+            f"unrecognized resource type {token}: the stand-in for the docker plugin carries {carried}; "
             f"install the real plugin with {REAL_PLUGIN}"
         )
     return resource_schemas()[token], behaviours()[token]
@@ -390,17 +405,19 @@ def _read(daemon: Daemon, token: str, identifier: str, prior: Mapping[str, Any])
             return container.read(daemon, identifier, prior)
 
 
-def _abort_partly(context: grpc.ServicerContext, identifier: str, state: Mapping[str, Any], reason: str) -> None:
+def _abort_partly(
+    context: grpc.ServicerContext, identifier: str, state: Mapping[str, Any], reason: str
+) -> None:
     """End a call with the detail by which the engine keeps a resource that exists but is not in order."""
     detail = any_pb2.Any()
-    detail.Pack(errors_pb2_detail(identifier, state, reason))
+    detail.Pack(_init_failed(identifier, state, reason))
     status = status_pb2.Status(code=grpc.StatusCode.UNKNOWN.value[0], message=reason, details=[detail])
     # https://grpc.io/docs/guides/error/ (richer error model)
     context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
     context.abort(grpc.StatusCode.UNKNOWN, reason)
 
 
-def errors_pb2_detail(identifier: str, state: Mapping[str, Any], reason: str) -> Any:
+def _init_failed(identifier: str, state: Mapping[str, Any], reason: str) -> Any:
     """Return Pulumi's ``ErrorResourceInitFailed``."""
     return provider_pb2.ErrorResourceInitFailed(id=identifier, properties=to_struct(state), reasons=[reason])
 

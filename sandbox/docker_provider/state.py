@@ -16,14 +16,14 @@ from .schema import Property, ResourceSchema, ValueType
 from .values import DEFAULTS, UNKNOWN, is_empty
 
 _TIMEOUTS_KEY = "e2bfb730-ecaa-11e6-8f88-34363bc7c4c0"
-"""Key of the timeouts in Terraform's private state (terraform-plugin-sdk, helper/schema/resource_timeout.go)."""
+"""Key of the timeouts in a Terraform state (terraform-plugin-sdk, helper/schema/resource_timeout.go)."""
 
 _TIMEOUT_NANOSECONDS = 20 * 60 * 1_000_000_000
-"""Default timeout of create, update and delete upstream (resource_docker_container.go, resource_docker_image.go)."""
+"""Default timeout upstream (resource_docker_container.go, resource_docker_image.go)."""
 
 
 def meta(behaviour: Behaviour) -> str:
-    """Return what the real plugin keeps under ``__meta``: without it, it would migrate the state as if it were old."""
+    """Return what the real plugin keeps under ``__meta``; a state without it would seem an old one to it."""
     kept: dict[str, Any] = {}
     if behaviour.timeouts:
         kept[_TIMEOUTS_KEY] = dict.fromkeys(("create", "delete", "update"), _TIMEOUT_NANOSECONDS)
@@ -82,6 +82,19 @@ def planned(
     for name in schema.outputs:
         if name not in schema.arguments:
             state[name] = computed
+    if computed is not None:
+        for path in behaviour.computed_nested:
+            name, inner = path.split(".")
+            state[name] = (
+                [
+                    {**each, inner: computed if each.get(inner) is None else each[inner]}
+                    if isinstance(each, dict)
+                    else each
+                    for each in state[name] or []
+                ]
+                if isinstance(state[name], list)
+                else state[name]
+            )
     return state
 
 
@@ -98,9 +111,16 @@ def created(
     state = planned(inputs, schema, behaviour)
     for name, value in observed.items():
         argument = schema.arguments.get(name)
-        keeps = argument is not None and not is_empty(inputs.get(name)) and _holds_set(name, argument.type, behaviour)
+        keeps = (
+            argument is not None
+            and not is_empty(inputs.get(name))
+            and _holds_set(name, argument.type, behaviour)
+        )
         if not keeps:
             state[name] = value
+    for name in behaviour.computed:
+        if state[name] is None and schema.arguments[name].type.kind == "array":
+            state[name] = []  # null would make the real plugin, should it take the state over, replace
     return state
 
 
@@ -119,9 +139,12 @@ def updated(
     behaviour: Behaviour,
     ignored: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Return the state after an update in place, which reads nothing back: computed values are the old ones."""
+    """Return the state after an update in place; nothing is read back, computed values are the old ones."""
     state = planned(inputs, schema, behaviour)
-    kept = {name for name in (*schema.outputs, *behaviour.computed) if inputs.get(name) is None}
+    filled_in = behaviour.computed | behaviour.kept_when_unset | (set(schema.outputs) - set(schema.arguments))
+    kept = {
+        name for name in filled_in if is_empty(inputs.get(name)) and not isinstance(inputs.get(name), bool)
+    }
     kept |= {path.split(".")[0].split("[")[0] for path in ignored}
     for name in kept:
         if name in old_state:
@@ -215,9 +238,7 @@ def _matched_scalars(old: list[Any], new: list[Any]) -> dict[int, int]:
     return pairs
 
 
-def imported_inputs(
-    state: Mapping[str, Any], schema: ResourceSchema, behaviour: Behaviour
-) -> dict[str, Any]:
+def imported_inputs(state: Mapping[str, Any], schema: ResourceSchema, behaviour: Behaviour) -> dict[str, Any]:
     """Return the inputs that an import finds: every argument that is neither zero nor its default."""
     return _imported_object(state, schema.arguments, behaviour, "")
 

@@ -34,27 +34,30 @@ def from_value(value: struct_pb2.Value) -> Any:
     Raises `NotAPlainValueError` for assets, archives and resource references.
     """
     match value.WhichOneof("kind"):
-        case "bool_value":
-            return value.bool_value
         case "number_value":
             number = value.number_value
             return int(number) if number.is_integer() else number
-        case "string_value":
-            return value.string_value
         case "list_value":
             return [from_value(each) for each in value.list_value.values]
         case "struct_value":
-            fields = value.struct_value.fields
-            signature = fields[rpc._special_sig_key].string_value if rpc._special_sig_key in fields else None  # noqa: SLF001
-            if signature == rpc._special_secret_sig:  # noqa: SLF001 - the SDK gives it no public name
-                return from_value(fields["value"])
-            if signature == rpc._special_output_value_sig:  # noqa: SLF001
-                return from_value(fields["value"]) if "value" in fields else UNKNOWN
-            if signature is not None:
-                raise NotAPlainValueError("assets, archives and resources are no arguments of docker resources")
-            return from_struct(value.struct_value)
+            return _from_tagged(value.struct_value)
+        case "bool_value" | "string_value" as kind:
+            return getattr(value, kind)
         case _:
             return None
+
+
+def _from_tagged(struct: struct_pb2.Struct) -> Any:
+    """Turn a struct into a dict, or into what its signature says it stands for."""
+    fields = struct.fields
+    if rpc._special_sig_key not in fields:  # noqa: SLF001 - the SDK gives the signatures no public names
+        return from_struct(struct)
+    signature = fields[rpc._special_sig_key].string_value  # noqa: SLF001
+    if signature == rpc._special_secret_sig:  # noqa: SLF001
+        return from_value(fields["value"])
+    if signature == rpc._special_output_value_sig:  # noqa: SLF001
+        return from_value(fields["value"]) if "value" in fields else UNKNOWN
+    raise NotAPlainValueError("docker resources take no assets, archives or resources as arguments")
 
 
 def from_struct(struct: struct_pb2.Struct) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def observed(inspection: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def create(daemon: Daemon, inputs: Mapping[str, Any]) -> str:
-    """Create a volume, return its name, which is its id. One of that name and driver that is there is taken over."""
+    """Create a volume or take over the one of that name; return its name, which is its id."""
     with explained("Unable to create volume"):
         return str(daemon.api.create_volume(**create_arguments(inputs))["Name"])
 
