@@ -13,6 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 Program = Literal["derper", "caddy"]
 
+# Part of every image's name. Raise it when programs are built in another way,
+# with other flags say, so that hosts get the new image.
+RECIPE = 2
+
 MODULES: dict[Program, str] = {
     "derper": "tailscale.com",
     "caddy": "github.com/caddyserver/caddy/v2",
@@ -71,7 +75,7 @@ def built_image(program: Program, goarch: str, version: str | None = None) -> Bu
         ROOT / "images" / "healthcheck" / "go.mod",
         ROOT / "images" / "healthcheck" / "main.go",
     ]
-    digest = hashlib.sha256(f"{program} {version} {goarch}".encode())
+    digest = hashlib.sha256(f"{RECIPE} {program} {version} {goarch}".encode())
     for path in ingredients:
         digest.update(path.read_bytes())
     tag = f"{version}-{goarch}-{digest.hexdigest()[:12]}"

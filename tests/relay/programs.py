@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
-from tests.requirements import require
+from relayctl.prerequisites import go_programs
+from relayctl.prerequisites.progress import Progress
 
 
-def program(name: str) -> str:
-    """Return the path of ``derper`` or ``caddy``, or skip the test.
-
-    ``$DERP_RELAYS_DERPER`` and ``$DERP_RELAYS_CADDY`` go before what is on PATH.
-    """
-    variable = f"DERP_RELAYS_{name.upper()}"
-    found = shutil.which(os.environ.get(variable) or name)
-    require(found, f"{name} is not on PATH, nor named by {variable}", f"set {variable}=/path/to/{name}")
-    return str(found)
+def program(name: Literal["derper", "caddy"]) -> str:
+    """Return the path of ``derper`` or ``caddy``, built from the pinned module unless it is cached."""
+    return str(go_programs.build(name, Progress()))
 
 
 class Process:
