@@ -1,6 +1,6 @@
 # Every target is thin: setup.sh makes .venv as the lock files say, the rest is done from it.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down test test-unit test-engine test-relay lint format lock
+.PHONY: help setup up down test test-unit test-engine test-relay prepare-tests lint format lock
 
 PYTHON := .venv/bin/python
 # more arguments for the command behind a target, such as ARGS=--volumes
@@ -19,13 +19,20 @@ setup:
 up down: setup
 	@$(PYTHON) -m relayctl $@ $(ARGS)
 
-test:
-	@./setup.sh --dev
+test: prepare-tests
 	$(PYTHON) -m pytest tests/unit tests/engine tests/relay $(ARGS)
 
-test-unit test-engine test-relay:
+test-unit:
 	@./setup.sh --dev
+	$(PYTHON) -m pytest tests/unit $(ARGS)
+
+test-engine test-relay: prepare-tests
 	$(PYTHON) -m pytest tests/$(@:test-%=%) $(ARGS)
+
+# the Docker engine, Pulumi and the relay's programs, which `make up` would bring
+prepare-tests:
+	@./setup.sh --dev
+	@$(PYTHON) -m tests.prepare
 
 lint:
 	@./setup.sh --dev

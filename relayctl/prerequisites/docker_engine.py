@@ -25,7 +25,7 @@ from docker.context import ContextAPI
 from docker.utils import kwargs_from_env
 
 from images.recipe import cache_folder
-from relayctl.prerequisites import cache
+from relayctl.prerequisites import cache, packages
 from relayctl.prerequisites.commands import run
 from relayctl.prerequisites.errors import (
     CommandFailedError,
@@ -39,8 +39,6 @@ from relayctl.prerequisites.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from relayctl.prerequisites.progress import Progress
 
 # where dockerd listens if it is told nothing else: https://docs.docker.com/reference/cli/dockerd/
@@ -59,9 +57,6 @@ _IP6TABLES_CONFIG = {"experimental": True, "ip6tables": True}
 _API_TIMEOUT = 20
 # a first start makes keys, a database and firewall rules; slow disks take half a minute
 _START_TIMEOUT = 120.0
-_APT_UPDATE_TIMEOUT = 300.0
-_APT_INSTALL_TIMEOUT = 1800.0
-_APT_LOCK_SECONDS = 120
 # of Debian's init script for docker
 _OPEN_FILES = 1048576
 
@@ -195,7 +190,7 @@ def _bring(progress: Progress) -> DockerEngine:
 
 
 def _commands_for_root(*, installed: bool) -> list[str]:
-    if not installed and not _is_debian():
+    if not installed and not packages.is_debian():
         return ["(install Docker: https://docs.docker.com/engine/install/)"]
     commands = [] if installed else ["sudo apt-get update", "sudo apt-get install -y docker.io"]
     if _systemd_runs():
@@ -206,78 +201,19 @@ def _commands_for_root(*, installed: bool) -> list[str]:
 
 
 def _install(progress: Progress) -> None:
-    if not _is_debian() or shutil.which("apt-get") is None:
+    if not packages.is_debian():
         raise DockerEngineError(
             "Docker is not installed, and this is neither Debian nor Ubuntu",
             "install it (https://docs.docker.com/engine/install/), then run this again",
         )
     progress.say("No Docker engine here: installing this system's docker.io with apt-get, then starting it.")
-    if _output("dpkg", "--audit"):
-        _apt(
-            ["dpkg", "--configure", "-a"],
-            "finishing an interrupted installation",
-            _APT_INSTALL_TIMEOUT,
-            progress,
-        )
-    _apt(
-        ["apt-get", "-q", "-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=20", "update"],
-        "renewing the package lists",
-        _APT_UPDATE_TIMEOUT,
-        progress,
-    )
     # before the installation, which starts the engine where systemd runs
     wrote_config = _write_daemon_config()
     try:
-        _apt(
-            [
-                "apt-get",
-                "-q",
-                "-y",
-                "-o",
-                f"DPkg::Lock::Timeout={_APT_LOCK_SECONDS}",
-                "--no-install-recommends",
-                "install",
-                "docker.io",
-            ],
-            "installing docker.io",
-            _APT_INSTALL_TIMEOUT,
-            progress,
-        )
+        packages.install(["docker.io"], progress)
     except BaseException:
         if wrote_config and _dockerd() is None:
             DAEMON_CONFIG.unlink(missing_ok=True)
-        raise
-
-
-def _apt(command: Sequence[str], title: str, timeout: float, progress: Progress) -> None:
-    try:
-        run(
-            command,
-            title=title,
-            mend=f"see its message above; by hand it is: {shlex.join(command)}",
-            timeout=timeout,
-            progress=progress,
-            environment={
-                **os.environ,
-                "DEBIAN_FRONTEND": "noninteractive",
-                # its messages are searched for reasons
-                "LC_ALL": "C.UTF-8",
-                "NEEDRESTART_SUSPEND": "1",
-            },
-            writes_to=Path("/var"),
-            must_finish=True,
-        )
-    except CommandFailedError as error:
-        if re.search(
-            r"could not get lock|unable to (lock|acquire)|is another process using it",
-            error.output,
-            re.IGNORECASE,
-        ):
-            raise CommandFailedError(
-                f"{title}: another package manager is at work",
-                "wait until it has ended, then run this again",
-                error.output,
-            ) from error
         raise
 
 
@@ -527,14 +463,6 @@ def _dockerd() -> str | None:
 def _systemd_runs() -> bool:
     # https://www.freedesktop.org/software/systemd/man/latest/sd_booted.html
     return Path("/run/systemd/system").is_dir() and shutil.which("systemctl") is not None
-
-
-def _is_debian() -> bool:
-    try:
-        release = Path("/etc/os-release").read_text()
-    except OSError:
-        return False
-    return re.search(r"^ID(_LIKE)?=.*\b(debian|ubuntu)\b", release, re.MULTILINE) is not None
 
 
 def _major(version: str) -> int:

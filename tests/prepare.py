@@ -1,0 +1,67 @@
+"""Bring what the engine and relay lanes need: ``python -m tests.prepare``, which ``make test`` runs first.
+
+What cannot be brought is told; the tests that miss it then skip, and say so
+again. Where ``DERP_RELAYS_CI`` is ``1`` it ends the run instead.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+
+from relayctl.prerequisites import docker_engine, go_programs, image_contexts, provider_plugins, pulumi_cli
+from relayctl.prerequisites.errors import PrerequisiteError
+from relayctl.prerequisites.packages import install
+from relayctl.prerequisites.progress import Progress
+
+# Programs that tests run, and Debian's packages that have them.
+_PROGRAMS = {"ip": "iproute2", "nsenter": "util-linux", "curl": "curl", "shellcheck": "shellcheck"}
+
+
+def main() -> None:
+    """Bring everything, one after the other."""
+    progress = Progress()
+    failed = False
+    for bring in (_programs, _engine, _pulumi, _built):
+        try:
+            bring(progress)
+        except PrerequisiteError as error:
+            progress.warn(str(error))
+            failed = True
+    if failed and os.environ.get("DERP_RELAYS_CI") == "1":
+        sys.exit(1)
+
+
+def _programs(progress: Progress) -> None:
+    missing = [package for program, package in _PROGRAMS.items() if shutil.which(program) is None]
+    if missing:
+        install(missing, progress)
+
+
+def _engine(progress: Progress) -> None:
+    engine = docker_engine.ensure(progress)
+    progress.say(f"Docker Engine {engine.version} ({engine.origin})")
+
+
+def _pulumi(progress: Progress) -> None:
+    cli = pulumi_cli.bring(progress)
+    plugin = provider_plugins.find("docker", cli, progress)
+    provider = plugin.origin if plugin.installed else f"this project's stand-in, since {plugin.reason}"
+    progress.say(f"Pulumi {cli.version} ({cli.origin}); docker provider {plugin.version}: {provider}")
+
+
+def _built(progress: Progress) -> None:
+    goarch = go_programs.host_goarch()
+    steps: list[Callable[[], object]] = [
+        lambda: image_contexts.fill("derper", progress, goarch=goarch),
+        lambda: image_contexts.fill("caddy", progress, goarch=goarch),
+        lambda: go_programs.build("derpprobe", progress),
+    ]
+    for step in steps:
+        step()
+
+
+if __name__ == "__main__":
+    main()
