@@ -339,7 +339,7 @@ def test_whether_published_ipv6_ports_keep_the_senders_address(  # noqa: PLR0913
     assert bool(reason) is not expected
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1])
+@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1], ids=["another program", "nobody"])
 def test_pid_file_of_a_daemon_that_is_gone_is_removed(tmp_path: Path, pid: int) -> None:
     path = tmp_path / "docker.pid"
     path.write_text(str(pid))
