@@ -3,21 +3,22 @@
 .PHONY: help setup up down test test-unit test-engine test-relay prepare-tests lint format lock
 
 PYTHON := .venv/bin/python
+# whose file is stacks/Pulumi.$(STACK).yaml
+STACK ?= local
 # more arguments for the command behind a target, such as ARGS=--volumes
 ARGS ?=
 
 help:
-	@echo "make up      bring up a relay behind Caddy on this machine, and check it"
-	@echo "make down    remove all that it made (ARGS=--help shows more)"
+	@echo "make up      bring up a relay behind Caddy on this machine, and check it (STACK=name: that stack)"
+	@echo "make down    remove all that it made but certificates and keys (ARGS=--volumes: these too)"
+	@echo "make setup   bring what they need, and change nothing that runs"
 	@echo "make test    all tests; test-unit, test-engine, test-relay are its parts"
 	@echo "make lint    ruff, mypy and shellcheck"
 	@echo "make lock    renew the requirements lock files"
 
-setup:
+setup up down:
 	@./setup.sh
-
-up down: setup
-	@$(PYTHON) -m relayctl $@ $(ARGS)
+	@$(PYTHON) -m relayctl $@ $(STACK) $(ARGS)
 
 # one after the other: each lane has the machine to itself
 .NOTPARALLEL:
