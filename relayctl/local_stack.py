@@ -43,7 +43,7 @@ def write_if_missing(engine: DockerEngine, progress: Progress) -> None:
     caddy: dict[str, object] = {"httpPort": http_port, "httpsPort": https_port}
     if not _pulled(CADDY_IMAGE, engine, progress):
         caddy["image"] = "build"
-    if not engine.ipv6_publishing:
+    if engine.ipv6_publishing is False:
         progress.warn(f"IPv6 is left out: {engine.ipv6_reason}")
     ipv6 = engine.ipv6_publishing is not False
     host = {"kind": "local", "ipv4": "127.0.0.1"} | ({"ipv6": "::1"} if ipv6 else {})

@@ -1,0 +1,110 @@
+"""The local stack's file follows what the machine has; it is written once."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from relayctl import local_stack
+from relayctl.prerequisites import ports
+from relayctl.prerequisites.docker_engine import DockerEngine
+from relayctl.prerequisites.errors import PrerequisiteError
+from relayctl.prerequisites.progress import Progress
+from settings import reader
+from settings.reader import read_stack_file
+
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Return a function that writes the file for a machine, and returns what it said."""
+
+    def machine(
+        *,
+        taken: Collection[int] = (),
+        registry: bool = False,
+        ipv6: bool | None = True,
+        ipv6_reason: str = "",
+    ) -> str:
+        monkeypatch.setattr(reader, "STACK_FOLDER", tmp_path)
+
+        def holders(wanted: Iterable[tuple[int, ports.Protocol]], *_: Any) -> list[ports.Holder]:
+            return [ports.Holder(port, protocol, "nginx", 812) for port, protocol in wanted if port in taken]
+
+        monkeypatch.setattr(ports, "holders", holders)
+        monkeypatch.setattr(
+            ports, "holder", lambda port, protocol, *_: next(iter(holders([(port, protocol)])), None)
+        )
+        monkeypatch.setattr(
+            ports, "first_free", lambda candidates, *_: next((p for p in candidates if p not in taken), None)
+        )
+        monkeypatch.setattr(local_stack, "_pulled", lambda *_: registry)
+        monkeypatch.setattr(DockerEngine, "client", lambda *_: None)
+        engine = DockerEngine("unix:///x", "x", "29.1.0", "1.52", "amd64", False, ipv6, ipv6_reason, {})  # noqa: FBT003
+        said = io.StringIO()
+        local_stack.write_if_missing(engine, Progress(Console(file=said, width=400)))
+        return said.getvalue()
+
+    return machine
+
+
+def test_the_usual_ports_and_the_pinned_image_where_they_can_be_had(write: Write) -> None:
+    said = write(registry=True)
+    settings = read_stack_file("local")
+    assert (settings.caddy.http_port, settings.caddy.https_port, settings.derper.stun_port) == (80, 443, 3478)
+    assert not settings.caddy.builds
+    assert (settings.host.ipv4, settings.host.ipv6) == ("127.0.0.1", "::1")
+    assert settings.certificate.source == "internal"
+    assert "HTTP on 80, HTTPS on 443, STUN on 3478/udp, Caddy from its pinned image" in said
+
+
+@pytest.mark.parametrize(
+    ("taken", "chosen"),
+    [
+        ({80}, (8080, 8443, 3478)),
+        ({443, 3478}, (8080, 8443, 13478)),
+        ({80, 8443}, (18080, 18443, 3478)),
+    ],
+)
+def test_other_ports_where_these_are_taken(
+    write: Write, taken: set[int], chosen: tuple[int, int, int]
+) -> None:
+    write(taken=taken)
+    settings = read_stack_file("local")
+    assert (settings.caddy.http_port, settings.caddy.https_port, settings.derper.stun_port) == chosen
+
+
+def test_caddy_is_built_where_no_registry_gives_it(write: Write) -> None:
+    write(registry=False)
+    assert read_stack_file("local").caddy.builds
+
+
+def test_ipv6_is_left_out_where_the_engine_would_mask_it(write: Write) -> None:
+    said = write(ipv6=False, ipv6_reason="ip6tables is off")
+    settings = read_stack_file("local")
+    assert not settings.network.ipv6
+    assert settings.host.ipv6 is None
+    assert "IPv6 is left out: ip6tables is off" in said
+
+
+def test_ipv6_is_tried_where_the_engine_does_not_tell(write: Write) -> None:
+    assert "IPv6" not in write(ipv6=None)
+    assert read_stack_file("local").network.ipv6
+
+
+def test_no_free_ports_is_told_with_who_has_them(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(PrerequisiteError, match=r"port 80/tcp is taken by nginx \(pid 812\)"):
+        write(taken=range(1, 65536))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_there_is_left_alone(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "Pulumi.local.yaml").write_text("mine")
+    assert write() == ""
+    assert (tmp_path / "Pulumi.local.yaml").read_text() == "mine"
