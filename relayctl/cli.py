@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
 
 import click
 import docker
@@ -16,9 +19,11 @@ from rich.console import Console
 
 import probe
 from images import built_image
+from images.recipe import cache_folder
 from probe.__main__ import findings_table
-from relayctl import local_stack, preflight, relay_check
+from relayctl import local_stack, preflight, pulumi_process, relay_check
 from relayctl.prerequisites import (
+    cache,
     docker_engine,
     image_contexts,
     provider_plugins,
@@ -30,7 +35,11 @@ from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
 from relayctl.stack import RelayStack
 from settings import Settings, SettingsError, read_stack_file
+from settings.model import PROJECT_FOLDER
 from settings.reader import stack_file
+
+# what shells tell of a program that Ctrl-C ended: 128 + SIGINT
+_INTERRUPTED = 130
 
 
 @click.group()
@@ -51,8 +60,7 @@ def up(stack: str) -> None:
         client = engine.client()
         with _opened(stack, engine, settings, progress) as opened:
             _bring_images(settings, engine, progress)
-            known = preflight.Known.from_deployment(opened.deployment())
-            preflight.remove_leftovers(stack, known, client, progress)
+            known = _true_state(opened, client, progress)
             preflight.check(settings, known, client, _where(stack))
             with progress.step(f"Bringing up the stack {stack}"):
                 opened.up()
@@ -86,8 +94,7 @@ def down(stack: str, *, volumes: bool) -> None:
         engine, settings = _engine_and_settings(stack, progress)
         client = engine.client()
         with _opened(stack, engine, settings, progress) as opened:
-            known = preflight.Known.from_deployment(opened.deployment())
-            preflight.remove_leftovers(stack, known, client, progress)
+            _true_state(opened, client, progress)
             with progress.step(f"Taking down the stack {stack}"):
                 opened.destroy(volumes=volumes)
         _remove_built_images(settings, engine, client, progress)
@@ -122,8 +129,17 @@ class _Pulumi:
 def _errors_for_people() -> Iterator[Progress]:
     """Yield the progress to report to; show errors without a trace, and exit with 1."""
     progress = Progress(Console(highlight=False))
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in pulumi_process.ASKED_TO_END:
+        signal.signal(number, end)
     try:
         yield progress
+    except KeyboardInterrupt:
+        progress.say("Interrupted. What is done is kept: the same command goes on from there.")
+        sys.exit(_INTERRUPTED)
     except (PrerequisiteError, SettingsError) as error:
         progress.console.print("[bold red]error:[/]", end=" ")
         progress.say(str(error))
@@ -166,8 +182,18 @@ def _pulumi(settings: Settings, stack: str, progress: Progress) -> Iterator[_Pul
 
 
 @contextlib.contextmanager
+def _only_run(stack: str, progress: Progress) -> Iterator[None]:
+    """Be the only run for ``stack``: wait for another one, and end what killed ones left running."""
+    project = hashlib.sha256(str(PROJECT_FOLDER).encode()).hexdigest()[:12]
+    with cache.locked(cache_folder() / "runs" / project / f".the stack {stack}.lock", progress):
+        pulumi_process.end_orphans(PROJECT_FOLDER, stack, progress)
+        pulumi_process.mark(PROJECT_FOLDER, stack)
+        yield
+
+
+@contextlib.contextmanager
 def _opened(stack: str, engine: DockerEngine, settings: Settings, progress: Progress) -> Iterator[RelayStack]:
-    with _pulumi(settings, stack, progress) as pulumi:
+    with _only_run(stack, progress), _pulumi(settings, stack, progress) as pulumi:
         environment = dict(pulumi.environment)
         if settings.host.docker is None:
             environment["DOCKER_HOST"] = engine.host
@@ -177,6 +203,16 @@ def _opened(stack: str, engine: DockerEngine, settings: Settings, progress: Prog
             # The local stack has no secrets; other stacks' passphrases are their owners'.
             environment["PULUMI_CONFIG_PASSPHRASE"] = os.environ.get("PULUMI_CONFIG_PASSPHRASE", "")
         yield RelayStack(stack, pulumi.cli, environment, progress)
+
+
+def _true_state(opened: RelayStack, client: docker.DockerClient, progress: Progress) -> preflight.Known:
+    """Return what the state knows of, after it and the engine are rid of what an interrupted run left."""
+    deployment = opened.settle(
+        lambda deployment: not preflight.Known.from_deployment(deployment).all_there(client)
+    )
+    known = preflight.Known.from_deployment(deployment)
+    preflight.remove_leftovers(opened.name, known, client, progress)
+    return known
 
 
 def _bring_images(settings: Settings, engine: DockerEngine, progress: Progress) -> None:

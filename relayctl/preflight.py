@@ -35,6 +35,12 @@ class Known:
 
         return cls(ids("docker:index/container:Container"), ids("docker:index/network:Network"))
 
+    def all_there(self, client: docker.DockerClient) -> bool:
+        """Tell whether the engine has them all: an update cut short may have removed some unnoticed."""
+        containers = {each["Id"] for each in client.api.containers(all=True, quiet=True)}
+        networks = {each["Id"] for each in client.api.networks()}
+        return self.containers <= containers and self.networks <= networks
+
 
 def remove_leftovers(stack: str, known: Known, client: docker.DockerClient, progress: Progress) -> None:
     """Remove what an interrupted update of ``stack`` made and its state does not know of.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import re
 import socket
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import psutil
 from pulumi import automation
 
+from relayctl import pulumi_process
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
 from relayctl.prerequisites.pulumi_cli import PulumiCli
@@ -22,8 +24,12 @@ T = TypeVar("T")
 
 # Seconds to wait for another update of the same stack, which may be an interrupted one's last breath.
 _LOCK_WAIT = 120.0
-# The file backend's account of a lock: "created by USER@HOST (pid PID) at TIME".
-_LOCK_HOLDER = re.compile(r"created by (?P<user>[^@\s]+)@(?P<host>\S+) \(pid (?P<pid>\d+)\)")
+_LOCK_POLL = 2.0
+# The file backend's account of each lock:
+# https://github.com/pulumi/pulumi/blob/v3.250.0/pkg/backend/diy/lock.go
+_LOCK_HOLDER = re.compile(
+    r"created by (?P<user>.+)@(?P<host>\S+) \(pid (?P<pid>\d+)\) at (?P<time>\S+)", re.MULTILINE
+)
 
 # Pulumi's remark on programs that were brought: told once, at set-up, by where they are from.
 _ON_PATH = re.compile(r"using pulumi-\S+ from \$PATH")
@@ -45,7 +51,7 @@ class RelayStack:
         self.progress = progress
         # The command is found by PATH, as its language host is.
         os.environ["PATH"] = cli.environment["PATH"]
-        self._command = automation.PulumiCommand(skip_version_check=True)
+        self._command = pulumi_process.PulumiProcess(progress)
         options = automation.LocalWorkspaceOptions(
             work_dir=str(PROJECT_FOLDER),
             pulumi_command=self._command,
@@ -64,6 +70,24 @@ class RelayStack:
         """Return the stack's state as Pulumi exports it."""
         exported = self._stack.export_stack().deployment
         return exported or {}
+
+    def settle(self, gone: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any]:
+        """Return the state, made true again where an update was interrupted or ``gone`` says it is not.
+
+        Pulumi notes what it is about to do. What it was about to create when it
+        was killed stays noted, with a warning at every later update, until a
+        refresh is told to drop it; whether it exists is then found out by name
+        (`preflight.remove_leftovers`).
+        """
+        deployment = self.deployment()
+        if not deployment.get("pending_operations") and not gone(deployment):
+            return deployment
+        with self.progress.step(f"Seeing what there is of {self.name}, as an interrupted update left it"):
+            self._locked(
+                lambda: self._stack.refresh(clear_pending_creates=True, color="never"),
+                "see Pulumi's message above",
+            )
+        return self.deployment()
 
     def up(self) -> None:
         """Bring the stack up; show what changes. Raises ``UpdateFailedError`` if that fails."""
@@ -115,24 +139,45 @@ class RelayStack:
                 raise UpdateFailedError(f"stack {self.name}: {_message(error)}", failure) from error
 
     def _wait_or_take_over(self, error: automation.ConcurrentUpdateError, deadline: float) -> None:
-        held = _LOCK_HOLDER.search(str(error))
-        here = held is not None and held["host"] == socket.gethostname()
-        if held is not None and here and not psutil.pid_exists(int(held["pid"])):
-            self.progress.say(
-                f"An update of {self.name} was interrupted (pid {held['pid']}); going on from there."
-            )
+        holders = [_Holder.of(found) for found in _LOCK_HOLDER.finditer(str(error))]
+        # Cancelling removes every lock, so that none may be of a process that runs.
+        if holders and all(holder.is_gone() for holder in holders):
+            pids = ", ".join(str(holder.pid) for holder in holders)
+            self.progress.say(f"An update of {self.name} was interrupted (pid {pids}); going on from there.")
             self._stack.cancel()
             return
-        if not here or time.monotonic() > deadline:
-            by = f"{held['user']}@{held['host']} (pid {held['pid']})" if held else "another update"
+        others = ", ".join(map(str, holders)) or "another update"
+        if any(not holder.is_here() for holder in holders) or time.monotonic() > deadline:
             raise UpdateFailedError(
-                f"the stack {self.name} is locked by {by}",
+                f"the stack {self.name} is locked by {others}",
                 f"wait for it to end; if it has, run: pulumi cancel --stack {self.name}",
             ) from error
-        with self.progress.step(
-            f"Waiting for another update of {self.name} (pid {held['pid'] if held else '?'})"
-        ):
-            time.sleep(2)
+        with self.progress.step(f"Waiting for another update of {self.name} ({others})"):
+            time.sleep(_LOCK_POLL)
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """The process that a lock was made by, as the lock tells."""
+
+    user: str
+    host: str
+    pid: int
+    since: dt.datetime
+
+    @classmethod
+    def of(cls, found: re.Match[str]) -> _Holder:
+        return cls(found["user"], found["host"], int(found["pid"]), dt.datetime.fromisoformat(found["time"]))
+
+    def __str__(self) -> str:
+        return f"{self.user}@{self.host}, pid {self.pid}, since {self.since:%Y-%m-%d %H:%M:%S}"
+
+    def is_here(self) -> bool:
+        return self.host == socket.gethostname()
+
+    def is_gone(self) -> bool:
+        """Tell whether it has ended, which can be told of this machine's only."""
+        return self.is_here() and not pulumi_process.is_running(self.pid, since=self.since.timestamp())
 
 
 def _message(error: automation.CommandError) -> str:
