@@ -96,8 +96,8 @@ def host_config(
             {"Name": each["name"], "Soft": each["soft"], "Hard": each["hard"]}
             for each in inputs.get("ulimits") or []
         ],
-        "CapAdd": capabilities.get("adds"),
-        "CapDrop": capabilities.get("drops"),
+        "CapAdd": normalized_capabilities(capabilities.get("adds")),
+        "CapDrop": normalized_capabilities(capabilities.get("drops")),
         "Devices": [
             {
                 "PathOnHost": each["hostPath"],
@@ -153,6 +153,17 @@ def _bytes(mebibytes: int | None) -> int | None:
     if mebibytes is None or mebibytes <= 0:
         return mebibytes
     return mebibytes * MEBIBYTE
+
+
+def normalized_capabilities(capabilities: Iterable[str] | None) -> list[str]:
+    """
+    Write capabilities as ``CAP_NET_ADMIN``, sorted, each once.
+
+    The real plugin's Docker client does so (moby, client/container_create.go), and Docker keeps what
+    it is sent: a program that leaves the prefix out gets a replacement after each refresh.
+    """
+    names = (name.upper() for name in capabilities or [])
+    return sorted({name if name == "ALL" or name.startswith("CAP_") else f"CAP_{name}" for name in names})
 
 
 def restart_policy(inputs: Mapping[str, Any]) -> dict[str, Any]:

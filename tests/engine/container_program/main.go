@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -24,7 +25,9 @@ func main() {
 	case "stubborn": // goes only by SIGKILL
 		signal.Ignore(syscall.SIGTERM)
 		fmt.Println("waiting, deaf to SIGTERM")
-		select {}
+		for {
+			time.Sleep(time.Hour)
+		}
 	case "exit":
 		code, err := strconv.Atoi(os.Args[2])
 		if err != nil {

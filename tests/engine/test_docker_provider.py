@@ -1,0 +1,712 @@
+"""The stand-in for the docker plugin under the real engine, against a real Docker Engine."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+import pytest
+
+from relayctl.prerequisites import pulumi_cli
+from relayctl.prerequisites.progress import Progress
+from tests.docker_host import DockerHost
+from tests.requirements import require
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = Path(__file__).parent / "container_program"
+IMAGE = "stand-in-test/program"
+NAME = "stand-in-test"
+
+# The resources and their options come from a file, so that a test can say them.
+PULUMI_PROGRAM = """
+import json, os
+import pulumi, pulumi_docker as docker
+with open("resources.json") as file:
+    wanted = json.load(file)
+provider = docker.Provider("local", host=wanted["host"])
+made = {}
+for name, one in wanted["resources"].items():
+    options = one.get("options", {})
+    arguments = dict(one["args"])
+    if arguments.get("image", "").startswith("@"):
+        arguments["image"] = made[arguments["image"][1:]].name
+    for secret in one.get("secrets", []):
+        arguments[secret] = pulumi.Output.secret(arguments[secret])
+    needed = list(made.values()) if options.pop("last", False) else []
+    options = pulumi.ResourceOptions(provider=provider, depends_on=needed, **options)
+    made[name] = getattr(docker, one["type"])(name, **arguments, opts=options)
+    pulumi.export(name, made[name].id)
+"""
+
+
+@dataclass
+class Stack:
+    """A Pulumi project of the test's own and its stack, with the stand-in attached."""
+
+    folder: Path
+    host: str
+    environment: Mapping[str, str]
+    cli: Path
+    docker: docker.DockerClient
+
+    def write(self, resources: Mapping[str, Any], host: str | None = None) -> None:
+        wanted = {"host": host or self.host, "resources": resources}
+        (self.folder / "resources.json").write_text(json.dumps(wanted))
+
+    def run(self, *arguments: str, fails: bool = False, json_only: bool = False) -> str:
+        done = subprocess.run(
+            [str(self.cli), *arguments, "--stack", "test", "--non-interactive", "--color=never"],
+            cwd=self.folder,
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return done.stdout if json_only else done.stdout + done.stderr
+
+    def up(self, resources: Mapping[str, Any], *, fails: bool = False) -> str:
+        self.write(resources)
+        return self.run("up", "--yes", "--skip-preview", fails=fails)
+
+    def refresh(self) -> str:
+        return self.run("refresh", "--yes", "--skip-preview")
+
+    def preview(self, resources: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the steps that an update would take, but for those that change nothing, by resource."""
+        self.write(resources)
+        steps = json.loads(self.run("preview", "--json", json_only=True))["steps"]
+        return {step["urn"].rsplit("::", 1)[-1]: step for step in steps if step["op"] != "same"}
+
+    def unchanged(self) -> None:
+        self.run("preview", "--expect-no-changes")
+
+    def container(self, name: str = NAME) -> Any:
+        return self.docker.containers.get(name)
+
+
+@contextlib.contextmanager
+def stand_in(log: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Start the stand-in as a launcher would, yield it and its port."""
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sandbox.docker_provider"],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield process, int(process.stdout.readline())
+    finally:
+        process.stdin.close()
+        process.stdout.close()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+
+@pytest.fixture(scope="module")
+def client(host: DockerHost, tmp_path_factory: pytest.TempPathFactory) -> docker.DockerClient:
+    """Build the test's image, under two tags, and return a client of the host's daemon."""
+    go = shutil.which("go")
+    require(go, "Go builds the program that the test's containers run", "apt-get install golang-go")
+    assert go is not None
+    folder = tmp_path_factory.mktemp("image")
+    subprocess.run(
+        [go, "build", "-o", str(folder / "program"), "."],
+        cwd=PROGRAM,
+        env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod"},
+        check=True,
+    )
+    dockerfile = 'FROM scratch\nCOPY program /program\nENTRYPOINT ["/program"]\nCMD ["wait"]\n'
+    (folder / "Dockerfile").write_text(dockerfile)
+    made = host.client()
+    for tag in ("1", "2"):
+        made.images.build(path=str(folder), tag=f"{IMAGE}:{tag}", labels={"tag": tag}, rm=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def shared(
+    host: DockerHost, client: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("engine")
+    with stand_in(folder / "stand-in.log", DOCKER_HOST=host.address) as (_, port):
+        yield project(folder / "project", host.address, client, pulumi_cli.bring(Progress()), port)
+    assert (folder / "stand-in.log").read_text() == ""
+
+
+@pytest.fixture
+def stack(shared: Stack) -> Iterator[Stack]:
+    """Yield the stack with nothing in it, and see that nothing is left of what the test made."""
+    shared.write({})
+    yield shared
+    shared.run("destroy", "--yes", "--skip-preview")
+    left = [c.name for c in shared.docker.containers.list(all=True)]
+    left += [n.name for n in shared.docker.networks.list() if n.name not in {"bridge", "host", "none"}]
+    left += [v.name for v in shared.docker.volumes.list()]
+    assert left == []
+
+
+def project(
+    folder: Path, host: str, client: docker.DockerClient, cli: pulumi_cli.PulumiCli, port: int
+) -> Stack:
+    folder.mkdir()
+    (folder / "state").mkdir()
+    (folder / "Pulumi.yaml").write_text("name: stand-in-test\nruntime: python\n")
+    (folder / "__main__.py").write_text(PULUMI_PROGRAM)
+    environment = {
+        **cli.environment,
+        "PULUMI_BACKEND_URL": f"file://{folder}/state",
+        "PULUMI_CONFIG_PASSPHRASE": "",
+        "PULUMI_DEBUG_PROVIDERS": f"docker:{port}",
+    }
+    made = Stack(folder, host, environment, Path(cli.command), client)
+    made.write({})
+    made.run("stack", "init")
+    return made
+
+
+def one(**arguments: Any) -> dict[str, Any]:
+    """Return a program of one container."""
+    return {"c": {"type": "Container", "args": {"name": NAME, "image": f"{IMAGE}:1", **arguments}}}
+
+
+def health(path: str, **more: Any) -> dict[str, Any]:
+    return {"tests": ["CMD", "/program", "exists", path], "interval": "1s", "retries": 1, **more}
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """Return a program with all that the project uses, and more."""
+    (folder / "www").mkdir(exist_ok=True)
+    (folder / "source").write_text("from a file")
+    context = folder / "context"
+    context.mkdir(exist_ok=True)
+    (context / "Dockerfile").write_text(f"FROM {IMAGE}:1\nARG A\nLABEL argument=$A\n")
+    return {
+        "network": {
+            "type": "Network",
+            "args": {
+                "name": f"{NAME}-network",
+                "ipv6": True,
+                "ipam_configs": [{"subnet": "fd00:5:5::/64"}],
+                "labels": [{"label": "a", "value": "b"}],
+            },
+            "options": {"ignore_changes": ["ipamConfigs"]},
+        },
+        "plain": {"type": "Network", "args": {}},
+        "volume": {"type": "Volume", "args": {"name": f"{NAME}-volume"}},
+        "found": {"type": "RemoteImage", "args": {"name": f"{IMAGE}:1", "keep_locally": True}},
+        "built": {
+            "type": "RemoteImage",
+            "args": {
+                "name": f"{IMAGE}:built",
+                "build": {
+                    "context": str(context),
+                    "use_legacy_builder": True,
+                    "build_args": {"A": "1"},
+                    "labels": {"from": "test"},
+                    "tags": [f"{IMAGE}:also"],
+                },
+            },
+        },
+        "c": {
+            "type": "Container",
+            "args": {
+                "name": NAME,
+                "image": "@built",
+                "networks_advanced": [{"name": f"{NAME}-network", "aliases": ["one", "two"]}],
+                "capabilities": {"adds": ["CAP_NET_ADMIN"], "drops": ["CAP_MKNOD"]},
+                "hosts": [{"host": "host.docker.internal", "ip": "host-gateway"}],
+                "healthcheck": health("/etc/app/source", start_period="1m0s"),
+                "wait": True,
+                "wait_timeout": 30,
+                "log_driver": "json-file",
+                "log_opts": {"max-size": "10m", "max-file": "3"},
+                "memory": 64,
+                "memory_swap": 128,
+                "restart": "unless-stopped",
+                "labels": [{"label": "com.example.a", "value": "b"}],
+                "envs": ["B=2", "A=1"],
+                "ulimits": [{"name": "nofile", "soft": 1024, "hard": 2048}],
+                "volumes": [
+                    {"volume_name": f"{NAME}-volume", "container_path": "/data"},
+                    {"host_path": str(folder / "www"), "container_path": "/srv", "read_only": True},
+                ],
+                "mounts": [{"type": "tmpfs", "target": "/scratch"}],
+                "uploads": [
+                    {"file": "/etc/app/config", "content": "hello\n", "permissions": "0640"},
+                    {"file": "/etc/app/b64", "content_base64": "/w==", "executable": True},
+                    {"file": "/etc/app/source", "source": str(folder / "source"), "source_hash": "1"},
+                ],
+                "ports": [
+                    {"internal": 443, "external": 18443, "protocol": "tcp"},
+                    {"internal": 443, "external": 18443, "protocol": "udp"},
+                    {"internal": 80, "external": 18080, "ip": "127.0.0.1"},
+                    {"internal": 8080},
+                ],
+                "destroy_grace_seconds": 5,
+                "stop_timeout": 5,
+                "init": True,
+                "tmpfs": {"/run": "size=1m"},
+                "security_opts": ["no-new-privileges:true"],
+                "sysctls": {"net.core.somaxconn": "512"},
+                "hostname": "app",
+                "dns": ["192.0.2.1"],
+                "user": "0",
+                "working_dir": "/",
+            },
+            "secrets": ["envs"],
+            "options": {"last": True},
+        },
+        "other": {"type": "Container", "args": {"image": f"{IMAGE}:1"}},
+    }
+
+
+def test_everything_is_made_as_said_and_then_left_alone(stack: Stack, tmp_path: Path) -> None:
+    resources = everything(tmp_path)
+    steps = stack.preview(resources)
+    assert {step["op"] for step in steps.values()} == {"create"}
+    assert stack.docker.containers.list(all=True) == [], "a preview touched Docker"
+    assert "stand-in for the pulumi-docker plugin" in stack.up(resources)
+
+    attributes = stack.container().attrs
+    assert attributes["State"]["Health"]["Status"] == "healthy"
+    assert sorted(attributes["Config"]["Env"])[:2] == ["A=1", "B=2"]
+    assert list(attributes["NetworkSettings"]["Networks"]) == [f"{NAME}-network"]
+    endpoint = attributes["NetworkSettings"]["Networks"][f"{NAME}-network"]
+    assert {"one", "two"} <= set(endpoint["Aliases"])
+    assert endpoint["GlobalIPv6Address"].startswith("fd00:5:5:")
+    ports = attributes["NetworkSettings"]["Ports"]
+    assert ports["443/udp"][0]["HostPort"] == ports["443/tcp"][0]["HostPort"] == "18443"
+    assert ports["80/tcp"] == [{"HostIp": "127.0.0.1", "HostPort": "18080"}]
+    assert int(ports["8080/tcp"][0]["HostPort"]) > 0
+    assert {(m["Type"], m["Destination"], m["RW"]) for m in attributes["Mounts"]} >= {
+        ("volume", "/data", True),
+        ("bind", "/srv", False),
+    }
+    assert uploaded(stack, "/etc/app/config") == (b"hello\n", 0o640)
+    assert uploaded(stack, "/etc/app/b64") == (b"\xff", 0o744)
+    assert uploaded(stack, "/etc/app/source") == (b"from a file", 0o644)
+    built = stack.docker.images.get(f"{IMAGE}:built")
+    assert built.labels == {"tag": "1", "argument": "1", "from": "test"}
+    assert f"{IMAGE}:also" in built.tags
+
+    stack.unchanged()
+    stack.refresh()
+    stack.unchanged()
+    exported = json.dumps(json.loads(stack.run("stack", "export", json_only=True)))
+    assert "A=1" not in exported, "a secret is in the state in the clear"
+    stack.docker.images.remove(f"{IMAGE}:also")
+
+
+def uploaded(stack: Stack, path: str) -> tuple[bytes, int]:
+    stream, _ = stack.container().get_archive(path)
+    with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as tar:
+        (member,) = tar.getmembers()
+        content = tar.extractfile(member)
+        assert content is not None
+        return content.read(), member.mode & 0o777
+
+
+def test_only_what_docker_can_change_is_changed_in_place(stack: Stack) -> None:
+    first = {
+        "memory": 64,
+        "memory_swap": 128,
+        "tmpfs": {"/run": "size=1m"},
+        "healthcheck": health("/program"),
+    }
+    stack.up(one(**first))
+    before = stack.container()
+    after_edit = one(
+        memory=80,
+        memory_swap=160,
+        restart="always",
+        init=True,
+        tmpfs={"/run": "size=2m"},
+        healthcheck=health("/other"),
+    )
+    steps = stack.preview(after_edit)
+    assert steps["c"]["op"] == "update"
+    assert set(steps["c"]["detailedDiff"]) == {
+        "memory",
+        "memorySwap",
+        "restart",
+        "init",
+        'tmpfs["/run"]',
+        "healthcheck.tests[3]",
+    }
+    stack.up(after_edit)
+    after = stack.container()
+    assert after.id == before.id
+    settings = after.attrs["HostConfig"]
+    assert (settings["Memory"], settings["MemorySwap"]) == (80 * 2**20, 160 * 2**20)
+    assert settings["RestartPolicy"]["Name"] == "always"
+    # the real plugin reports success for these and does nothing
+    assert settings["Init"] is False
+    assert settings["Tmpfs"] == {"/run": "size=1m"}
+    assert after.attrs["Config"]["Healthcheck"]["Test"][-1] == "/program"
+    stack.unchanged()
+    # a refresh shows it
+    stack.refresh()
+    assert set(stack.preview(after_edit)["c"]["detailedDiff"]) == {
+        "init",
+        'tmpfs["/run"]',
+        "healthcheck.tests[3]",
+    }
+
+
+def test_replace_on_changes_makes_an_update_a_replacement(stack: Stack) -> None:
+    """Left to itself in an order that the name forbids: the plugin knows of its own replacements only."""
+    resources = one(healthcheck=health("/program"))
+    resources["c"]["options"] = {"replace_on_changes": ["healthcheck"]}
+    stack.up(resources)
+    before = stack.container().id
+    resources["c"]["args"]["healthcheck"] = health("/other")
+    assert "is already in use by container" in stack.up(resources, fails=True)
+    resources["c"]["options"] = {"replace_on_changes": ["healthcheck"], "delete_before_replace": True}
+    stack.up(resources)
+    assert stack.container().id != before
+    assert stack.container().attrs["Config"]["Healthcheck"]["Test"][-1] == "/other"
+
+
+def test_a_replaced_container_goes_before_the_new_one_comes(stack: Stack) -> None:
+    """They share the name and the port, so the other order would fail."""
+    published = {"ports": [{"internal": 80, "external": 18081}]}
+    stack.up(one(**published))
+    before = stack.container().id
+    edit = one(**published, image=f"{IMAGE}:2")
+    step = stack.preview(edit)["c"]
+    assert step["replaceReasons"] == ["image"]
+    assert step["detailedDiff"] == {"image": {"kind": "update-replace", "inputDiff": False}}
+    said = stack.up(edit)
+    assert said.index("deleted original") < said.index("creating replacement")
+    assert stack.container().id != before
+    assert stack.container().attrs["Config"]["Image"] == f"{IMAGE}:2"
+
+
+def test_a_replaced_network_of_a_given_name_goes_first_too(stack: Stack) -> None:
+    def network(**arguments: Any) -> dict[str, Any]:
+        return {"n": {"type": "Network", "args": {"name": NAME, **arguments}}}
+
+    stack.up(network())
+    before = stack.docker.networks.get(NAME).id
+    said = stack.up(network(internal=True))
+    assert said.index("deleted original") < said.index("creating replacement")
+    assert stack.docker.networks.get(NAME).id != before
+    unnamed = {"n": {"type": "Network", "args": {"internal": True, "labels": [{"label": "a", "value": "b"}]}}}
+    # a name that is in the state is kept
+    assert stack.preview(unnamed)["n"]["replaceReasons"] == ["labels"]
+
+
+def test_an_ipv6_subnet_alone_would_replace_the_network_after_a_refresh(stack: Stack) -> None:
+    resources = {
+        "n": {
+            "type": "Network",
+            "args": {"name": NAME, "ipv6": True, "ipam_configs": [{"subnet": "fd00:6::/64"}]},
+        }
+    }
+    stack.up(resources)
+    stack.unchanged()
+    stack.refresh()
+    assert stack.preview(resources)["n"]["replaceReasons"] == ["ipamConfigs"]
+
+
+def test_a_refresh_finds_what_was_changed_by_hand(stack: Stack) -> None:
+    resources = one(memory=64, memory_swap=128, capabilities={"adds": ["NET_ADMIN"]})
+    stack.up(resources)
+    stack.unchanged()
+    stack.container().update(mem_limit=96 * 2**20, memswap_limit=192 * 2**20)
+    stack.refresh()
+    differences = stack.preview(resources)["c"]["detailedDiff"]
+    # Docker writes capabilities with the prefix
+    assert set(differences) == {"memory", "memorySwap", "capabilities.adds[0]"}
+
+
+def test_a_removed_resource_is_made_again_after_a_refresh(stack: Stack) -> None:
+    resources = {
+        "n": {"type": "Network", "args": {"name": NAME}},
+        "v": {"type": "Volume", "args": {"name": NAME}},
+        **one(),
+    }
+    stack.up(resources)
+    stack.container().remove(force=True)
+    stack.docker.networks.get(NAME).remove()
+    stack.docker.volumes.get(NAME).remove()
+    stack.refresh()
+    assert {name: step["op"] for name, step in stack.preview(resources).items()} == dict.fromkeys(
+        "nvc", "create"
+    )
+    stack.up(resources)
+    assert stack.container().status == "running"
+
+
+def test_a_stopped_container_is_started_again(stack: Stack) -> None:
+    stack.up(one())
+    before = stack.container()
+    before.stop(timeout=1)
+    stack.unchanged()
+    stack.refresh()
+    assert set(stack.preview(one())["c"]["detailedDiff"]) == {"mustRun"}
+    stack.up(one())
+    assert (stack.container().id, stack.container().status) == (before.id, "running")
+
+
+def test_a_taken_port_is_told_and_the_next_update_mends_it(stack: Stack) -> None:
+    other = stack.docker.containers.run(f"{IMAGE}:1", detach=True, ports={"80/tcp": 18082})
+    resources = one(ports=[{"internal": 80, "external": 18082}])
+    said = stack.up(resources, fails=True)
+    assert "Unable to start container: Error response from daemon" in said
+    assert "port is already allocated" in said
+    assert stack.container().status == "created", "the container is kept, and known"
+    other.remove(force=True)
+    stack.up(resources)
+    assert stack.container().status == "running"
+    stack.unchanged()
+
+
+def test_an_unhealthy_container_is_told_with_what_its_check_said(stack: Stack) -> None:
+    said = stack.up(one(healthcheck=health("/missing"), wait=True, wait_timeout=3), fails=True)
+    assert "the container did not become healthy in 3 seconds" in said
+    assert "/missing: no such file" in said
+    stack.up(one(healthcheck=health("/program"), wait=True, wait_timeout=30))
+    assert stack.container().attrs["State"]["Health"]["Status"] == "healthy"
+
+
+def test_a_container_with_command_and_entry_point_is_not_mended_by_the_next_update(stack: Stack) -> None:
+    """As with the real plugin, which then sees nothing to replace: give one of the two only."""
+    resources = one(
+        entrypoints=["/program"], command=["wait"], healthcheck=health("/missing"), wait=True, wait_timeout=2
+    )
+    stack.up(resources, fails=True)
+    before = stack.container().id
+    stack.up(resources)
+    assert stack.container().id == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image": "registry.invalid/none:1"}, "unable to pull image registry.invalid/none:1"),
+        ({"networks_advanced": [{"name": "nowhere"}]}, "network nowhere not found"),
+        ({"uploads": [{"file": "/a", "source": "/nonexistent"}]}, "could not read file"),
+        ({"wait": True}, "'wait' needs a health check"),
+        ({"memory": 1}, "Minimum memory limit"),
+        ({"labells": []}, ""),
+    ],
+    ids=["image", "network", "upload", "no check", "Docker's own limits", "the SDK's own"],
+)
+def test_failures_are_told_and_leave_nothing_unknown(
+    stack: Stack, arguments: dict[str, Any], message: str
+) -> None:
+    assert message in stack.up(one(**arguments), fails=True)
+
+
+def test_arguments_that_are_not_carried_are_refused_in_a_preview(stack: Stack) -> None:
+    stack.write(one(gpus="all"))
+    said = stack.run("preview", fails=True)
+    assert "does not carry 'gpus'" in said
+    assert "pulumi plugin install resource docker 5.2.0" in said
+
+
+def test_other_resource_types_are_refused(stack: Stack) -> None:
+    stack.write({"t": {"type": "Tag", "args": {"source_image": f"{IMAGE}:1", "target_image": f"{IMAGE}:t"}}})
+    said = stack.run("preview", fails=True)
+    assert "unrecognized resource type docker:index/tag:Tag" in said
+
+
+@pytest.mark.parametrize("address", ["ssh://root@relay.example.com", "tcp://192.0.2.1:2375"])
+def test_a_daemon_on_another_machine_is_refused(stack: Stack, address: str) -> None:
+    stack.write(one(), host=address)
+    said = stack.run("preview", fails=True)
+    assert "serves this machine's Docker daemon only" in said
+    assert "pulumi plugin install resource docker 5.2.0" in said
+    stack.write(one())
+
+
+def test_a_daemon_that_does_not_answer_is_told(stack: Stack, tmp_path: Path) -> None:
+    stack.write(one(), host=f"unix://{tmp_path}/none.sock")
+    said = stack.run("preview", fails=True)
+    assert f"cannot talk to the Docker daemon at unix://{tmp_path}/none.sock" in said
+
+
+def seconds_to_die(stack: Stack, since: float) -> float:
+    """Return the time between the asking and the end of the container that was stopped after ``since``."""
+    at: dict[str, float] = {}
+    events = stack.docker.events(
+        since=since, until=time.time() + 1, decode=True, filters={"type": "container"}
+    )
+    for event in events:
+        at.setdefault(event["Action"], event["timeNano"] / 1e9)
+    return at["die"] - at["kill"]
+
+
+def test_the_grace_period_decides_how_a_container_ends(stack: Stack) -> None:
+    stack.up(one(command=["stubborn"], destroy_grace_seconds=2))
+    began = time.time()
+    stack.up({})
+    assert 2 <= seconds_to_die(stack, began) < 4
+    stack.up(one(command=["stubborn"], stop_timeout=20))
+    began = time.time()
+    stack.up({})
+    assert seconds_to_die(stack, began) < 1, "without destroy_grace_seconds it is killed at once"
+
+
+def test_logs_of_a_container_that_ends_are_kept(stack: Stack) -> None:
+    stack.up(one(command=["exists", "/missing"], attach=True, logs=True, must_run=False))
+    (state,) = [
+        resource["outputs"]
+        for resource in json.loads(stack.run("stack", "export", json_only=True))["deployment"]["resources"]
+        if resource["type"].endswith(":Container")
+    ]
+    assert state["exitCode"] == 1
+    assert "/missing: no such file" in state["containerLogs"]
+
+
+def test_an_import_takes_over_what_is_there(stack: Stack) -> None:
+    made = stack.docker.networks.create(NAME, labels={"a": "b"})
+    stack.write({})
+    stack.up({})
+    said = stack.run(
+        "import",
+        "docker:index/network:Network",
+        "n",
+        str(made.id),
+        "--yes",
+        "--protect=false",
+        "--generate-code=false",
+    )
+    assert "1 imported" in said
+    resources = {"n": {"type": "Network", "args": {"name": NAME, "labels": [{"label": "a", "value": "b"}]}}}
+    assert stack.preview(resources).get("n", {}).get("op") in {None, "update"}
+    stack.run("destroy", "--yes", "--skip-preview")
+
+
+def test_an_image_is_kept_only_if_asked(stack: Stack, client: docker.DockerClient) -> None:
+    for tag in ("kept", "dropped"):
+        client.images.get(f"{IMAGE}:1").tag(IMAGE, tag)
+    stack.up(
+        {
+            "kept": {"type": "RemoteImage", "args": {"name": f"{IMAGE}:kept", "keep_locally": True}},
+            "dropped": {"type": "RemoteImage", "args": {"name": f"{IMAGE}:dropped"}},
+        }
+    )
+    stack.up({})
+    client.images.remove(f"{IMAGE}:kept")
+    with pytest.raises(docker.errors.ImageNotFound):
+        client.images.get(f"{IMAGE}:dropped")
+
+
+def test_a_failed_build_is_told_with_its_log(stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY nothing /\n")
+    build = {"context": str(tmp_path), "use_legacy_builder": True}
+    said = stack.up(
+        {"i": {"type": "RemoteImage", "args": {"name": f"{IMAGE}:bad", "build": build}}}, fails=True
+    )
+    assert "Error running legacy build" in said
+    assert "COPY nothing" in said
+
+
+def test_many_containers_are_made_at_once(stack: Stack) -> None:
+    resources = {f"c{n}": {"type": "Container", "args": {"image": f"{IMAGE}:1"}} for n in range(12)}
+    stack.up(resources)
+    assert len(stack.docker.containers.list()) == 12
+
+
+def test_cancelling_ends_a_wait(stack: Stack) -> None:
+    stack.write(one(healthcheck=health("/missing"), wait=True, wait_timeout=600))
+    process = subprocess.Popen(
+        [str(stack.cli), "up", "--yes", "--skip-preview", "--stack", "test", "--non-interactive"],
+        cwd=stack.folder,
+        env={**os.environ, **stack.environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not stack.docker.containers.list() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode != 0, said
+    stack.up(one())
+    assert stack.container().status == "running"
+
+
+# -- the process
+
+
+def wait_gone(pid: int, seconds: float = 15) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except FileNotFoundError:
+            return True
+        if stat.rsplit(")", 1)[1].split()[0] == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_it_ends_when_its_standard_input_closes(tmp_path: Path) -> None:
+    with stand_in(tmp_path / "log") as (process, port):
+        assert port > 0
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(15) == 0
+
+
+def test_it_ends_when_told_to(tmp_path: Path) -> None:
+    with stand_in(tmp_path / "log") as (process, _):
+        process.send_signal(signal.SIGINT)  # Ctrl-C is for the engine
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(15) == 0
+
+
+@pytest.mark.parametrize("stdin", ["pipe", "/dev/null"])
+def test_it_ends_when_its_launcher_is_killed(stdin: str) -> None:
+    """Even if someone else still holds the other end of its standard input."""
+    launcher = f"""
+import subprocess, sys, time
+stdin = open("/dev/null") if {stdin!r} == "/dev/null" else sys.stdin
+command = [sys.executable, "-m", "sandbox.docker_provider"]
+process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE)
+process.stdout.readline()
+print(process.pid, flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", launcher], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert not wait_gone(pid, 1)
+        process.kill()
+        process.wait()
+        assert wait_gone(pid), "the stand-in outlived its launcher"
