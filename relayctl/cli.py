@@ -21,7 +21,7 @@ import probe
 from images import built_image
 from images.recipe import cache_folder
 from probe.__main__ import findings_table
-from relayctl import local_stack, preflight, pulumi_process, relay_check
+from relayctl import failure, local_stack, preflight, pulumi_process, relay_check
 from relayctl.prerequisites import (
     cache,
     docker_engine,
@@ -33,7 +33,7 @@ from relayctl.prerequisites import (
 from relayctl.prerequisites.docker_engine import DockerEngine
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
-from relayctl.stack import RelayStack
+from relayctl.stack import RelayStack, UpdateFailedError
 from settings import Settings, SettingsError, read_stack_file
 from settings.model import PROJECT_FOLDER
 from settings.reader import stack_file
@@ -62,8 +62,11 @@ def up(stack: str) -> None:
             _bring_images(settings, engine, progress)
             known = _true_state(opened, client, progress)
             preflight.check(settings, known, client, _where(stack))
-            with progress.step(f"Bringing up the stack {stack}"):
-                opened.up()
+            try:
+                with progress.step(f"Bringing up the stack {stack}"):
+                    opened.up()
+            except UpdateFailedError as error:
+                raise failure.explained(error, stack, settings, client) from error
             outputs = opened.outputs()
         root = relay_check.save_root_certificate(settings, stack, client)
         findings = relay_check.check(settings, root, progress)

@@ -35,6 +35,15 @@ class Known:
 
         return cls(ids("docker:index/container:Container"), ids("docker:index/network:Network"))
 
+    @classmethod
+    def of_engine(cls, stack: str, client: docker.DockerClient) -> Known:
+        """Return the ids of all that carries the label of ``stack``, whatever its state knows of."""
+        wanted = {"label": f"{STACK_LABEL}={stack}"}
+        return cls(
+            frozenset(str(each["Id"]) for each in client.api.containers(all=True, filters=wanted)),
+            frozenset(str(each["Id"]) for each in client.api.networks(filters=wanted)),
+        )
+
     def all_there(self, client: docker.DockerClient) -> bool:
         """Tell whether the engine has them all: an update cut short may have removed some unnoticed."""
         containers = {each["Id"] for each in client.api.containers(all=True, quiet=True)}
@@ -64,13 +73,18 @@ def check(settings: Settings, known: Known, client: docker.DockerClient, where: 
 
     ``where`` is the stack file. Taken are names and ports that somebody else has.
     """
-    problems = [*_names(settings, known, client), *_ports(settings, known, client)]
-    if problems:
+    found = problems(settings, known, client)
+    if found:
         raise PrerequisiteError(
             f"{where} does not fit this machine; nothing was changed\n"
-            + "\n".join(f"  {what}" for what, _ in problems),
-            "\n".join(dict.fromkeys(mend for _, mend in problems)),
+            + "\n".join(f"  {what}" for what, _ in found),
+            "\n".join(dict.fromkeys(mend for _, mend in found)),
         )
+
+
+def problems(settings: Settings, known: Known, client: docker.DockerClient) -> list[tuple[str, str]]:
+    """Return what stands in the way of containers that are not ``known``, and how to mend each."""
+    return [*_names(settings, known, client), *_ports(settings, known, client)]
 
 
 def _names(settings: Settings, known: Known, client: docker.DockerClient) -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ from pulumi.automation.errors import create_command_error
 from relayctl.prerequisites.progress import Progress
 
 # In the environment of all that a run starts, so that a later run knows what a killed one left.
-_MARK = "DERP_RELAYS_RUN"
+MARK = "DERP_RELAYS_RUN"
 _RUN = secrets.token_hex(8)
 
 # Seconds that Pulumi has to cancel what is under way, and then to end at once, before it is killed.
@@ -156,7 +156,7 @@ ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def mark(folder: Path, stack: str) -> None:
     """Have all that this process starts from now on be known as of this run for a stack of ``folder``."""
-    os.environ[_MARK] = f"{_of(folder, stack)}{_RUN}"
+    os.environ[MARK] = f"{_of(folder, stack)}{_RUN}"
 
 
 def end_orphans(folder: Path, stack: str, progress: Progress) -> None:
@@ -191,7 +191,7 @@ def _of(folder: Path, stack: str) -> str:
 
 def _is_of_another_run(process: psutil.Process, folder: Path, stack: str) -> bool:
     try:
-        found = process.environ().get(_MARK, "")
+        found = process.environ().get(MARK, "")
         ended = process.status() == psutil.STATUS_ZOMBIE
     except (psutil.Error, OSError):
         # another user's, or gone by now

@@ -35,8 +35,14 @@ _LOCK_HOLDER = re.compile(
 _ON_PATH = re.compile(r"using pulumi-\S+ from \$PATH")
 
 
+# What Pulumi's providers put around the message of the service behind them.
+_WRAPPED = re.compile(r"\A\s*\d+ errors? occurred:[ ]*\n?|^[ \t]*\* (creating urn:\S+: )?", re.MULTILINE)
+_COUNT_OF_ERRORS = re.compile(r";? error: \d+ errors? occurred:$")
+_COLOR = re.compile(r"<\{%[^%]*%\}>")
+
+
 class UpdateFailedError(PrerequisiteError):
-    """Pulumi could not do what it was asked; its own messages have been shown."""
+    """Pulumi could not do what it was asked; the message holds what it says of the reason, once."""
 
 
 class RelayStack:
@@ -91,9 +97,11 @@ class RelayStack:
 
     def up(self) -> None:
         """Bring the stack up; show what changes. Raises ``UpdateFailedError`` if that fails."""
-        self._locked(
-            lambda: self._stack.up(on_output=self._show, suppress_outputs=True, color="never"),
-            "the update failed; what was done is kept, and the next one goes on from there",
+        self._changing(
+            lambda output, event: self._stack.up(
+                on_output=output, on_event=event, suppress_outputs=True, color="never"
+            ),
+            "see to what is said above, then run it again: what is done is kept, and it goes on from there",
         )
 
     def outputs(self) -> dict[str, Any]:
@@ -104,11 +112,15 @@ class RelayStack:
         """Remove what the stack made; protected volumes, and then the stack, only with ``volumes``."""
         if volumes:
             self._run("state", "unprotect", "--all", "--yes")
-        self._locked(
-            lambda: self._stack.destroy(
-                on_output=self._show, suppress_outputs=True, color="never", exclude_protected=not volumes
+        self._changing(
+            lambda output, event: self._stack.destroy(
+                on_output=output,
+                on_event=event,
+                suppress_outputs=True,
+                color="never",
+                exclude_protected=not volumes,
             ),
-            "not all could be removed; run it again when Docker's message above is mended",
+            "see to what is said above, then run it again: what is gone is noted",
         )
         if volumes:
             # Its file stays: it is the user's.
@@ -122,10 +134,19 @@ class RelayStack:
             f"`pulumi {' '.join(arguments)}` failed",
         )
 
-    def _show(self, line: str) -> None:
-        # Lines that start with @ are what a terminal shows as moving dots.
-        if line.strip() and not line.startswith("@") and not _ON_PATH.search(line):
-            self.progress.say(f"  {line.rstrip()}")
+    def _changing(
+        self,
+        action: Callable[[Callable[[str], None], Callable[[automation.EngineEvent], None]], T],
+        mend: str,
+    ) -> T:
+        """Do ``action`` with the means to show what it does; keep its errors for the end."""
+        account = _Account(self.progress)
+        try:
+            return self._locked(lambda: action(account.line, account.event), mend)
+        except UpdateFailedError as error:
+            if not account.errors:
+                raise
+            raise UpdateFailedError(f"stack {self.name}: {account.told()}", mend) from error
 
     def _locked(self, action: Callable[[], T], failure: str) -> T:
         """Do ``action``; wait for another update's lock, or take it over from a dead one."""
@@ -154,6 +175,40 @@ class RelayStack:
             ) from error
         with self.progress.step(f"Waiting for another update of {self.name} ({others})"):
             time.sleep(_LOCK_POLL)
+
+
+class _Account:
+    """What Pulumi says of an update: its steps, shown as they come, and its errors, kept."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.errors: dict[str, None] = {}
+        self._progress = progress
+        self._repeats = False
+
+    def line(self, line: str) -> None:
+        # Pulumi repeats at the end what went wrong, with whatever the program printed meanwhile.
+        if line.strip() in ("Diagnostics:", "Resources:"):
+            self._repeats = line.strip() == "Diagnostics:"
+        # Lines that start with @ are what a terminal shows as moving dots.
+        quiet = not line.strip() or line.startswith("@") or "pulumi:pulumi:Stack" in line
+        if not self._repeats and not quiet:
+            self._progress.say(f"  {_COUNT_OF_ERRORS.sub('', line.rstrip())}")
+
+    def event(self, event: automation.EngineEvent) -> None:
+        said = event.diagnostic_event
+        if said is None or said.ephemeral:
+            return
+        text = _WRAPPED.sub("", _COLOR.sub("", said.message)).strip()
+        if said.severity == "warning" and not _ON_PATH.search(text):
+            self._progress.warn(text)
+        if said.severity == "error":
+            kind, _, name = (said.urn or "").rpartition("::")
+            type_ = kind.rpartition("$")[2].rpartition(":")[2]
+            self.errors.setdefault(f"{type_} {name}: {text}" if type_ not in ("", "Stack") else text)
+
+    def told(self) -> str:
+        """Return the errors; that there was one is not worth a line where there is another."""
+        return "\n".join([error for error in self.errors if error != "update failed"] or self.errors)
 
 
 @dataclass(frozen=True)
