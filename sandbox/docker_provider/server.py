@@ -386,7 +386,10 @@ def _create(
             if creation.logs is not None:
                 extra["containerLogs"] = creation.logs
     prior = planned(inputs, schema, behaviour)
-    observed = _read(daemon, schema.token, identifier, prior)
+    try:
+        observed = _read(daemon, schema.token, identifier, prior)
+    except OperationError as error:
+        raise PartlyCreatedError(identifier, str(error)) from error
     if observed is None:
         raise OperationError(f"{schema.token} {identifier} was made, but is gone already")
     return created(inputs, observed | extra, schema, behaviour) | {"__meta": meta(behaviour)}

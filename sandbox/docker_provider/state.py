@@ -63,6 +63,13 @@ def _absent(wanted: ValueType, default: Any) -> Any:
     return [] if blocks else None
 
 
+def _with_unknown(element: Any, name: str, unknown: Any) -> Any:
+    """Fill in a field that Docker will fill, unless the whole element is not known yet."""
+    if isinstance(element, dict) and element.get(name) is None:
+        return {**element, name: unknown}
+    return element
+
+
 def planned(
     inputs: Mapping[str, Any], schema: ResourceSchema, behaviour: Behaviour, *, computed: Any = None
 ) -> dict[str, Any]:
@@ -85,16 +92,8 @@ def planned(
     if computed is not None:
         for path in behaviour.computed_nested:
             name, inner = path.split(".")
-            state[name] = (
-                [
-                    {**each, inner: computed if each.get(inner) is None else each[inner]}
-                    if isinstance(each, dict)
-                    else each
-                    for each in state[name] or []
-                ]
-                if isinstance(state[name], list)
-                else state[name]
-            )
+            if isinstance(state[name], list):
+                state[name] = [_with_unknown(each, inner, computed) for each in state[name]]
     return state
 
 

@@ -476,6 +476,14 @@ def test_changed_ports_replace(edit: list[dict[str, Any]]) -> None:
     assert found.replaced_properties == ["ports"]
 
 
+def test_a_container_goes_first_even_if_its_name_is_made_up() -> None:
+    inputs = inputs_of(CONTAINER, edited(FULL, name=None, image="app:2"), kept_name="c")
+    assert "name" in inputs["__defaults"]
+    found = diff(container_state(), inputs, resource_schemas()[CONTAINER], behaviours()[CONTAINER])
+    assert found.replaced_properties == ["image"]
+    assert found.delete_before_replace
+
+
 def test_a_port_that_docker_chose_is_no_change() -> None:
     state = container_state() | {
         "ports": [{"internal": 80, "external": 32768, "ip": "0.0.0.0", "protocol": "tcp"}]
