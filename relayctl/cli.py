@@ -8,9 +8,11 @@ import json
 import os
 import signal
 import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
+from urllib.parse import urlsplit
 
 import click
 import docker
@@ -59,7 +61,7 @@ def up(stack: str) -> None:
         engine, settings = _engine_and_settings(stack, progress)
         client = engine.client()
         with _opened(stack, engine, settings, progress) as opened:
-            _bring_images(settings, engine, progress)
+            _bring_images(stack, settings, engine, progress)
             known = _true_state(opened, client, progress)
             preflight.check(settings, known, client, _where(stack))
             try:
@@ -119,7 +121,7 @@ def setup(stack: str) -> None:
     with _errors_for_people() as progress:
         engine, settings = _engine_and_settings(stack, progress)
         with _pulumi(settings, stack, progress):
-            _bring_images(settings, engine, progress)
+            _bring_images(stack, settings, engine, progress)
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def _errors_for_people() -> Iterator[Progress]:
     def end(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    pulumi_process.bypass_proxy_on_loopback()
     for number in pulumi_process.ASKED_TO_END:
         signal.signal(number, end)
     try:
@@ -218,7 +221,7 @@ def _true_state(opened: RelayStack, client: docker.DockerClient, progress: Progr
     return known
 
 
-def _bring_images(settings: Settings, engine: DockerEngine, progress: Progress) -> None:
+def _bring_images(stack: str, settings: Settings, engine: DockerEngine, progress: Progress) -> None:
     """Fill the folders of images that are built; see that the others are there or can be pulled."""
     client = engine.client()
     if settings.derper.builds:
@@ -233,10 +236,13 @@ def _bring_images(settings: Settings, engine: DockerEngine, progress: Progress) 
         except docker.errors.ImageNotFound:
             answer = registry.answers(container.image)
             if not answer:
+                proxy = urllib.request.getproxies().get("https")
+                by = f", asked through the proxy {urlsplit(proxy).netloc.rpartition('@')[2]}" if proxy else ""
                 raise PrerequisiteError(
-                    f"the image {container.image} is not on this machine, and {answer.host} does not answer"
-                    f" ({answer.reason})",
-                    f"mend the network, or set {key}.image to build",
+                    f"{_where(stack)}: {key}.image: {container.image} is not on this machine, and"
+                    f" {answer.host} does not answer ({answer.reason}{by})",
+                    f"mend the network{' or the proxy settings' if proxy else ''}, or set {key}.image to"
+                    " build; nothing was changed",
                 ) from None
 
 

@@ -25,6 +25,8 @@ from relayctl.prerequisites.progress import Progress
 MARK = "DERP_RELAYS_RUN"
 _RUN = secrets.token_hex(8)
 
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
 # Seconds that Pulumi has to cancel what is under way, and then to end at once, before it is killed.
 _CANCEL_SECONDS = 40.0
 _END_SECONDS = 10.0
@@ -157,6 +159,18 @@ ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def mark(folder: Path, stack: str) -> None:
     """Have all that this process starts from now on be known as of this run for a stack of ``folder``."""
     os.environ[MARK] = f"{_of(folder, stack)}{_RUN}"
+
+
+def bypass_proxy_on_loopback() -> None:
+    """Have all that this process starts reach this machine's own addresses without a proxy.
+
+    Pulumi, its plugins and the program talk over loopback by gRPC, which takes
+    ``https_proxy`` for these too unless ``no_proxy`` names them
+    (https://github.com/grpc/grpc/blob/master/doc/environment_variables.md).
+    """
+    for name in ("no_proxy", "NO_PROXY"):
+        named = [each.strip() for each in os.environ.get(name, "").split(",") if each.strip()]
+        os.environ[name] = ",".join(dict.fromkeys([*named, *_LOOPBACK]))
 
 
 def end_orphans(folder: Path, stack: str, progress: Progress) -> None:

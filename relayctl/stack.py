@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pulumi import automation
 
 from relayctl import pulumi_process
-from relayctl.prerequisites.errors import PrerequisiteError
+from relayctl.prerequisites.errors import PrerequisiteError, indented, last_lines
 from relayctl.prerequisites.progress import Progress
 from relayctl.prerequisites.pulumi_cli import PulumiCli
 from settings.model import PROJECT_FOLDER
@@ -182,6 +182,7 @@ class _Account:
 
     def __init__(self, progress: Progress) -> None:
         self.errors: dict[str, None] = {}
+        self._printed: list[str] = []
         self._progress = progress
         self._repeats = False
 
@@ -199,6 +200,8 @@ class _Account:
         if said is None or said.ephemeral:
             return
         text = _WRAPPED.sub("", _COLOR.sub("", said.message)).strip()
+        if said.severity == "info#err":
+            self._printed.append(text)
         if said.severity == "warning" and not _ON_PATH.search(text):
             self._progress.warn(text)
         if said.severity == "error":
@@ -208,7 +211,11 @@ class _Account:
 
     def told(self) -> str:
         """Return the errors; that there was one is not worth a line where there is another."""
-        return "\n".join([error for error in self.errors if error != "update failed"] or self.errors)
+        told = "\n".join([error for error in self.errors if error != "update failed"] or self.errors)
+        # The reason why the program ended is in what it printed; otherwise Pulumi ended it.
+        by_itself = "program exited with" in told
+        printed = indented(last_lines("\n".join(self._printed)))
+        return f"{told}\n{printed}" if by_itself else told
 
 
 @dataclass(frozen=True)
