@@ -45,10 +45,12 @@ class Known:
         )
 
     def all_there(self, client: docker.DockerClient) -> bool:
-        """Tell whether the engine has them all: an update cut short may have removed some unnoticed."""
-        containers = {each["Id"] for each in client.api.containers(all=True, quiet=True)}
+        """Tell whether the engine has them all, and containers run: an update that was cut short, an
+        engine that crashed or a person may have stopped or removed some, which the state does not know.
+        """
+        running = {each["Id"] for each in client.api.containers(quiet=True)}
         networks = {each["Id"] for each in client.api.networks()}
-        return self.containers <= containers and self.networks <= networks
+        return self.containers <= running and self.networks <= networks
 
 
 def remove_leftovers(stack: str, known: Known, client: docker.DockerClient, progress: Progress) -> None:

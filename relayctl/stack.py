@@ -37,7 +37,8 @@ _ON_PATH = re.compile(r"using pulumi-\S+ from \$PATH")
 
 # What Pulumi's providers put around the message of the service behind them.
 _WRAPPED = re.compile(r"\A\s*\d+ errors? occurred:[ ]*\n?|^[ \t]*\* (creating urn:\S+: )?", re.MULTILINE)
-_COUNT_OF_ERRORS = re.compile(r";? error: \d+ errors? occurred:$")
+# In a line of progress: the same error is told at the end, whole.
+_ERROR_IN_STEP = re.compile(r";? error: .*$")
 _COLOR = re.compile(r"<\{%[^%]*%\}>")
 
 
@@ -88,7 +89,7 @@ class RelayStack:
         deployment = self.deployment()
         if not deployment.get("pending_operations") and not gone(deployment):
             return deployment
-        with self.progress.step(f"Seeing what there is of {self.name}, as an interrupted update left it"):
+        with self.progress.step(f"Comparing what {self.name} is said to have with what there is"):
             self._locked(
                 lambda: self._stack.refresh(clear_pending_creates=True, color="never"),
                 "see Pulumi's message above",
@@ -185,6 +186,7 @@ class _Account:
         self._printed: list[str] = []
         self._progress = progress
         self._repeats = False
+        self._shown: set[str] = set()
 
     def line(self, line: str) -> None:
         # Pulumi repeats at the end what went wrong, with whatever the program printed meanwhile.
@@ -192,8 +194,10 @@ class _Account:
             self._repeats = line.strip() == "Diagnostics:"
         # Lines that start with @ are what a terminal shows as moving dots.
         quiet = not line.strip() or line.startswith("@") or "pulumi:pulumi:Stack" in line
-        if not self._repeats and not quiet:
-            self._progress.say(f"  {_COUNT_OF_ERRORS.sub('', line.rstrip())}")
+        text = _ERROR_IN_STEP.sub("", line.rstrip())
+        if not self._repeats and not quiet and text not in self._shown:
+            self._shown.add(text)
+            self._progress.say(f"  {text}")
 
     def event(self, event: automation.EngineEvent) -> None:
         said = event.diagnostic_event
