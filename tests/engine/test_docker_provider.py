@@ -187,6 +187,8 @@ def project(
         "PULUMI_BACKEND_URL": f"file://{folder}/state",
         "PULUMI_CONFIG_PASSPHRASE": "",
         "PULUMI_DEBUG_PROVIDERS": f"docker:{port}",
+        # else each call first tries to download the plugins of all SDKs that are installed
+        "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
     }
     made = Stack(folder, host, environment, Path(cli.command), client)
     made.write({})
