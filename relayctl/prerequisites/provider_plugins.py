@@ -92,15 +92,17 @@ def pulumi_home() -> Path:
 def attached(plugin: ProviderPlugin, progress: Progress) -> Iterator[dict[str, str]]:
     """Yield what must be in the environment of Pulumi for the length of the block.
 
-    Nothing for a plugin that is installed. For one that is not, this project's
-    stand-in is started, announced, named in ``PULUMI_DEBUG_PROVIDERS``, and ended
+    Pulumi is kept from looking for plugins itself: it would ask its site at every
+    call for those of all installed SDKs, which takes seconds where it is out of
+    reach. For a plugin that is not installed this project's stand-in is started, announced, named in ``PULUMI_DEBUG_PROVIDERS``, and ended
     with the block; it also ends by itself if this process is killed.
 
     Raises ``PrerequisiteError`` if there is no stand-in of that name or it does
     not start.
     """
+    environment = {"PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true"}
     if plugin.installed:
-        yield {}
+        yield environment
         return
     module = f"sandbox.{plugin.name}_provider"
     if not (ROOT / module.replace(".", "/")).is_dir():
@@ -117,7 +119,7 @@ def attached(plugin: ProviderPlugin, progress: Progress) -> Iterator[dict[str, s
     with _running(module, progress) as port:
         others = os.environ.get("PULUMI_DEBUG_PROVIDERS", "")
         named = [item for item in others.split(",") if item and not item.startswith(f"{plugin.name}:")]
-        yield {"PULUMI_DEBUG_PROVIDERS": ",".join([*named, f"{plugin.name}:{port}"])}
+        yield environment | {"PULUMI_DEBUG_PROVIDERS": ",".join([*named, f"{plugin.name}:{port}"])}
 
 
 @contextlib.contextmanager

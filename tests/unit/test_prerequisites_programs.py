@@ -204,7 +204,8 @@ def test_installed_plugin_is_found(program: Callable[..., Path]) -> None:
     found = provider_plugins.find("docker", cli_of(program), QUIET)
     assert (found.installed, found.version) == (True, DOCKER_PLUGIN)
     with provider_plugins.attached(found, QUIET) as environment:
-        assert environment == {}
+        assert "PULUMI_DEBUG_PROVIDERS" not in environment
+        assert environment["PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION"] == "true"
 
 
 @pytest.mark.parametrize("left", ["partial", "other version"])
