@@ -92,10 +92,11 @@ def pulumi_home() -> Path:
 def attached(plugin: ProviderPlugin, progress: Progress) -> Iterator[dict[str, str]]:
     """Yield what must be in the environment of Pulumi for the length of the block.
 
-    Pulumi is kept from looking for plugins itself: it would ask its site at every
-    call for those of all installed SDKs, which takes seconds where it is out of
-    reach. For a plugin that is not installed this project's stand-in is started, announced, named in ``PULUMI_DEBUG_PROVIDERS``, and ended
-    with the block; it also ends by itself if this process is killed.
+    Pulumi is kept from looking for plugins itself: at every call it would ask its
+    site for those of all installed SDKs, which takes seconds where that is out of
+    reach. For a plugin that is not installed this project's stand-in is started,
+    announced, named in ``PULUMI_DEBUG_PROVIDERS``, and ended with the block; it
+    also ends by itself if this process is killed.
 
     Raises ``PrerequisiteError`` if there is no stand-in of that name or it does
     not start.
