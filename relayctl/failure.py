@@ -10,7 +10,7 @@ import requests
 
 from relayctl import preflight
 from relayctl.prerequisites.errors import indented, last_lines, says_disk_full
-from relayctl.stack import UpdateFailedError
+from relayctl.stack import STATE_DISK_FULL, UpdateFailedError
 from settings import Settings
 
 _LOG_LINES = 12
@@ -31,7 +31,7 @@ def explained(
             "see why it ended (journalctl -u docker, or /var/log/docker.log); start it, and run this again",
         )
     mend = "\n".join(dict.fromkeys(mend for _, mend in in_the_way)) or error.mend
-    if says_disk_full(error.what):
+    if says_disk_full(error.what) and error.mend != STATE_DISK_FULL:
         mend = (
             f"make room where Docker keeps its data ({data}): `docker system df` shows what takes it,"
             " `docker system prune` often gives much; then run this again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import os
 import re
@@ -14,8 +15,15 @@ from typing import Any, TypeVar
 
 from pulumi import automation
 
+from images.recipe import cache_folder
 from relayctl import pulumi_process
-from relayctl.prerequisites.errors import PrerequisiteError, indented, last_lines
+from relayctl.prerequisites.errors import (
+    PrerequisiteError,
+    disk_full_explained,
+    indented,
+    last_lines,
+    says_disk_full,
+)
 from relayctl.prerequisites.progress import Progress
 from relayctl.prerequisites.pulumi_cli import PulumiCli
 from settings.model import PROJECT_FOLDER
@@ -42,6 +50,12 @@ _ERROR_IN_STEP = re.compile(r";? error: .*$")
 _COLOR = re.compile(r"<\{%[^%]*%\}>")
 
 
+# The file backend reads all that lies in the folder for locks, what a full disk or a kill cut short too.
+_DAMAGED_LOCK = re.compile(r"unexpected end of JSON input|invalid character")
+STATE_DISK_FULL = "make room where Pulumi keeps the state (named above), then run this again: nothing is lost"
+_DAMAGED = re.compile(r"failed to load checkpoint|unexpected end of JSON input|invalid character")
+
+
 class UpdateFailedError(PrerequisiteError):
     """Pulumi could not do what it was asked; the message holds what it says of the reason, once."""
 
@@ -56,6 +70,8 @@ class RelayStack:
         """
         self.name = name
         self.progress = progress
+        project = hashlib.sha256(str(PROJECT_FOLDER).encode()).hexdigest()[:12]
+        self._copy = cache_folder() / "state" / project / f"{name}.json"
         # The command is found by PATH, as its language host is.
         os.environ["PATH"] = cli.environment["PATH"]
         self._command = pulumi_process.PulumiProcess(progress)
@@ -74,9 +90,36 @@ class RelayStack:
             ) from error
 
     def deployment(self) -> Mapping[str, Any]:
-        """Return the stack's state as Pulumi exports it."""
-        exported = self._stack.export_stack().deployment
-        return exported or {}
+        """Return the stack's state as Pulumi exports it; keep a copy of it.
+
+        A state file that is damaged is replaced by the copy: on a full disk the
+        file backend puts a file that is cut short in place of the whole one
+        (https://github.com/google/go-cloud/blob/v0.46.0/blob/blob.go, WriteAll,
+        closes after a write that failed). What was made since is found again by
+        its labels and names. Raises ``UpdateFailedError`` if it cannot be read.
+        """
+        mend = "see Pulumi's message; docs/state.md tells of backends and passphrases"
+        try:
+            exported = self._locked(self._stack.export_stack, mend)
+        except UpdateFailedError as error:
+            if not _DAMAGED.search(error.what) or not self._copy.exists():
+                raise
+            self.progress.warn(
+                f"The state of {self.name} is damaged, by a disk that was full most likely;"
+                f" going on from the copy in {self._copy}."
+            )
+            self._run("stack", "import", "--file", str(self._copy))
+            exported = self._locked(self._stack.export_stack, mend)
+        self._keep(exported)
+        return exported.deployment or {}
+
+    def _keep(self, exported: automation.Deployment) -> None:
+        content = json.dumps({"version": exported.version, "deployment": exported.deployment})
+        with disk_full_explained(self._copy):
+            self._copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            unfinished = self._copy.with_suffix(".new")
+            unfinished.write_text(content)
+            unfinished.replace(self._copy)
 
     def settle(self, gone: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any]:
         """Return the state, made true again where an update was interrupted or ``gone`` says it is not.
@@ -107,7 +150,8 @@ class RelayStack:
 
     def outputs(self) -> dict[str, Any]:
         """Return the stack's outputs by name."""
-        return {name: output.value for name, output in self._stack.outputs().items()}
+        found = self._locked(self._stack.outputs, "see Pulumi's message; then run it again")
+        return {name: output.value for name, output in found.items()}
 
     def destroy(self, *, volumes: bool) -> None:
         """Remove what the stack made; protected volumes, and then the stack, only with ``volumes``."""
@@ -126,6 +170,7 @@ class RelayStack:
         if volumes:
             # Its file stays: it is the user's.
             self._run("stack", "rm", self.name, "--yes", "--preserve-config")
+            self._copy.unlink(missing_ok=True)
 
     def _run(self, *arguments: str) -> None:
         where = [] if "rm" in arguments else ["--stack", self.name]
@@ -147,18 +192,29 @@ class RelayStack:
         except UpdateFailedError as error:
             if not account.errors:
                 raise
-            raise UpdateFailedError(f"stack {self.name}: {account.told()}", mend) from error
+            told = account.told()
+            mend = STATE_DISK_FULL if says_disk_full(told) and _STATE_NOT_WRITTEN in told else mend
+            raise UpdateFailedError(f"stack {self.name}: {told}", mend) from error
 
     def _locked(self, action: Callable[[], T], failure: str) -> T:
         """Do ``action``; wait for another update's lock, or take it over from a dead one."""
         deadline = time.monotonic() + _LOCK_WAIT
+        cleared = False
         while True:
             try:
                 return action()
             except automation.ConcurrentUpdateError as error:
                 self._wait_or_take_over(error, deadline)
             except automation.CommandError as error:
-                raise UpdateFailedError(f"stack {self.name}: {_message(error)}", failure) from error
+                if _DAMAGED_LOCK.match(_message(error)) and not cleared:
+                    self.progress.say(f"Removing a lock of {self.name} that was not written to its end.")
+                    self._stack.cancel()
+                    cleared = True
+                    continue
+                full = says_disk_full(_message(error))
+                raise UpdateFailedError(
+                    f"stack {self.name}: {_message(error)}", STATE_DISK_FULL if full else failure
+                ) from error
 
     def _wait_or_take_over(self, error: automation.ConcurrentUpdateError, deadline: float) -> None:
         holders = [_Holder.of(found) for found in _LOCK_HOLDER.finditer(str(error))]
@@ -247,8 +303,8 @@ class _Holder:
 
 
 def _message(error: automation.CommandError) -> str:
-    """Return the lines that say what went wrong, without Pulumi's account of its own call."""
-    text = str(error)
-    lines = [line.strip() for line in text.splitlines()]
-    errors = [line for line in lines if line.startswith("error:")]
-    return "\n  ".join(dict.fromkeys(errors)) or json.dumps(text[-400:])
+    """Return what Pulumi says of its error, without its account of its own call."""
+    said = str(error).rpartition("\n stderr: ")[2].strip()
+    _, found, told = said.rpartition("error: ")
+    lines = [line.strip() for line in _WRAPPED.sub("", told).splitlines() if line.strip()]
+    return "\n  ".join(dict.fromkeys(lines)) if found else json.dumps(str(error)[-400:])
