@@ -52,6 +52,8 @@ _COLOR = re.compile(r"<\{%[^%]*%\}>")
 
 # The file backend reads all that lies in the folder for locks, what a full disk or a kill cut short too.
 _DAMAGED_LOCK = re.compile(r"unexpected end of JSON input|invalid character")
+# https://github.com/pulumi/pulumi/blob/v3.250.0/pkg/backend/snapshot.go
+_STATE_NOT_WRITTEN = "failed to save snapshot"
 STATE_DISK_FULL = "make room where Pulumi keeps the state (named above), then run this again: nothing is lost"
 _DAMAGED = re.compile(r"failed to load checkpoint|unexpected end of JSON input|invalid character")
 
