@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import signal
@@ -21,7 +20,6 @@ from rich.console import Console
 
 import probe
 from images import built_image
-from images.recipe import cache_folder
 from probe.__main__ import findings_table
 from relayctl import failure, local_stack, preflight, pulumi_process, relay_check
 from relayctl.prerequisites import (
@@ -35,7 +33,7 @@ from relayctl.prerequisites import (
 from relayctl.prerequisites.docker_engine import DockerEngine
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
-from relayctl.stack import RelayStack, UpdateFailedError
+from relayctl.stack import RelayStack, UpdateFailedError, run_folder
 from settings import Settings, SettingsError, read_stack_file
 from settings.model import PROJECT_FOLDER
 from settings.reader import stack_file
@@ -190,8 +188,7 @@ def _pulumi(settings: Settings, stack: str, progress: Progress) -> Iterator[_Pul
 @contextlib.contextmanager
 def _only_run(stack: str, progress: Progress) -> Iterator[None]:
     """Be the only run for ``stack``: wait for another one, and end what killed ones left running."""
-    project = hashlib.sha256(str(PROJECT_FOLDER).encode()).hexdigest()[:12]
-    with cache.locked(cache_folder() / "runs" / project / f".the stack {stack}.lock", progress):
+    with cache.locked(run_folder() / f".the stack {stack}.lock", progress):
         pulumi_process.end_orphans(PROJECT_FOLDER, stack, progress)
         pulumi_process.mark(PROJECT_FOLDER, stack)
         yield

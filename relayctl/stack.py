@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import json
 import os
 import re
@@ -11,11 +10,11 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pulumi import automation
 
-from images.recipe import cache_folder
 from relayctl import pulumi_process
 from relayctl.prerequisites.errors import (
     PrerequisiteError,
@@ -50,12 +49,23 @@ _ERROR_IN_STEP = re.compile(r";? error: .*$")
 _COLOR = re.compile(r"<\{%[^%]*%\}>")
 
 
-# The file backend reads all that lies in the folder for locks, what a full disk or a kill cut short too.
-_DAMAGED_LOCK = re.compile(r"unexpected end of JSON input|invalid character")
 # https://github.com/pulumi/pulumi/blob/v3.250.0/pkg/backend/snapshot.go
 _STATE_NOT_WRITTEN = "failed to save snapshot"
 STATE_DISK_FULL = "make room where Pulumi keeps the state (named above), then run this again: nothing is lost"
-_DAMAGED = re.compile(r"failed to load checkpoint|unexpected end of JSON input|invalid character")
+# Said of the state; else it is a lock: the file backend reads all that lies in the folder for locks,
+# what a full disk or a kill cut short too.
+_STATE_NOT_READ = "failed to load checkpoint"
+_DAMAGED = re.compile(r"unexpected end of JSON input|invalid character")
+
+
+def run_folder() -> Path:
+    """Return the folder of this checkout for what runs leave to each other; git does not see it."""
+    folder = PROJECT_FOLDER / ".relayctl"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    ignored = folder / ".gitignore"
+    if not ignored.exists():
+        ignored.write_text("*\n")
+    return folder
 
 
 class UpdateFailedError(PrerequisiteError):
@@ -72,8 +82,7 @@ class RelayStack:
         """
         self.name = name
         self.progress = progress
-        project = hashlib.sha256(str(PROJECT_FOLDER).encode()).hexdigest()[:12]
-        self._copy = cache_folder() / "state" / project / f"{name}.json"
+        self._copy = run_folder() / f"{name}.json"
         # The command is found by PATH, as its language host is.
         os.environ["PATH"] = cli.environment["PATH"]
         self._command = pulumi_process.PulumiProcess(progress)
@@ -104,7 +113,7 @@ class RelayStack:
         try:
             exported = self._locked(self._stack.export_stack, mend)
         except UpdateFailedError as error:
-            if not _DAMAGED.search(error.what) or not self._copy.exists():
+            if _STATE_NOT_READ not in error.what or not self._copy.exists():
                 raise
             self.progress.warn(
                 f"The state of {self.name} is damaged, by a disk that was full most likely;"
@@ -118,7 +127,6 @@ class RelayStack:
     def _keep(self, exported: automation.Deployment) -> None:
         content = json.dumps({"version": exported.version, "deployment": exported.deployment})
         with disk_full_explained(self._copy):
-            self._copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             unfinished = self._copy.with_suffix(".new")
             unfinished.write_text(content)
             unfinished.replace(self._copy)
@@ -208,7 +216,7 @@ class RelayStack:
             except automation.ConcurrentUpdateError as error:
                 self._wait_or_take_over(error, deadline)
             except automation.CommandError as error:
-                if _DAMAGED_LOCK.match(_message(error)) and not cleared:
+                if not cleared and _DAMAGED.search(_message(error)) and _STATE_NOT_READ not in str(error):
                     self.progress.say(f"Removing a lock of {self.name} that was not written to its end.")
                     self._stack.cancel()
                     cleared = True

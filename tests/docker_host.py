@@ -65,10 +65,11 @@ class DockerHost:
 
 
 @contextlib.contextmanager
-def docker_host() -> Iterator[DockerHost]:
+def docker_host(data_size: str | None = None) -> Iterator[DockerHost]:
     """Make a host, and remove it with all its containers at the end, whatever happened.
 
-    Skips the test where it cannot be made.
+    With ``data_size``, such as ``30m``, the engine keeps its data on a disk of
+    that size (a tmpfs at ``data`` in the host's folder). Skips the test where it cannot be made.
     """
     require(os.geteuid() == 0, "a Docker Engine of the test's own needs root", "sudo make test")
     for program, package in (("dockerd", "docker.io"), ("ip", "iproute2"), ("nsenter", "util-linux")):
@@ -82,6 +83,11 @@ def docker_host() -> Iterator[DockerHost]:
     try:
         subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
         host = DockerHost(name, f"unix://{folder}/docker.sock", folder)
+        (folder / "data").mkdir()
+        if data_size is not None:
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={data_size}", name, folder / "data"], check=True
+            )
         process = _start(host)
         _wait(host, process)
         yield host
@@ -94,6 +100,8 @@ def docker_host() -> Iterator[DockerHost]:
         if process is not None:
             _stop(process)
         subprocess.run(["ip", "netns", "delete", name], check=False)
+        if (folder / "data").is_mount():
+            subprocess.run(["umount", folder / "data"], check=False)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -148,4 +156,6 @@ def _remove_left_behind() -> None:
                 os.kill(int(pid), signal.SIGKILL)
         subprocess.run(["ip", "netns", "delete", path.name], check=False)
         for folder in Path(tempfile.gettempdir()).glob(f"{path.name}-*"):
+            if (folder / "data").is_mount():
+                subprocess.run(["umount", folder / "data"], check=False)
             shutil.rmtree(folder, ignore_errors=True)

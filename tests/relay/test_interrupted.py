@@ -1,0 +1,242 @@
+"""Runs that are killed or interrupted at any moment, and what the next one makes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from relayctl import pulumi_process
+from tests.checkout import STACK, Checkout
+from tests.docker_host import DockerHost
+
+CADDY = "caddy-test"
+DERPER = "derper-test"
+NETWORK = "relay-test"
+
+Killer = Callable[[subprocess.Popen[bytes]], None]
+
+
+@dataclass
+class Relay:
+    """A stack on a host of its own, whose runs can be cut short."""
+
+    checkout: Checkout
+    host: DockerHost
+    settings: dict[str, Any]
+    keys: list[bytes] = field(default_factory=list)
+
+    def command(self, *arguments: str) -> list[str]:
+        return self.host.command([sys.executable, "-m", "relayctl", *arguments])
+
+    @contextlib.contextmanager
+    def started(self, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+        """Yield a run in a session of its own, and the file that it writes to."""
+        log = self.checkout.folder / "run.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                self.command(*arguments),
+                cwd=self.checkout.folder,
+                env={**os.environ, **self.checkout.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        try:
+            yield process, log
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def cut_short(self, killer: Killer, *arguments: str, at: str = "", after: float = 0) -> str:
+        """Start a run, end it ``after`` seconds from when it says ``at``, and return what it said."""
+        with self.started(*arguments) as (process, log):
+            wait_for(lambda: at in log.read_text() or process.poll() is not None, 120)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(after)
+            if process.poll() is None:
+                killer(process)
+            process.wait(90)
+            return log.read_text()
+
+    def up(self) -> str:
+        """Bring the stack up with nobody there to answer a question; it must end well."""
+        done = self.checkout.relayctl("up", STACK)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def assert_whole(self) -> None:
+        """Assert that all of the relay is there, once, with its first key, and that Pulumi knows it."""
+        client = self.host.client()
+        found = {container.name: container for container in client.containers.list(all=True)}
+        assert set(found) == {CADDY, DERPER}
+        assert all(c.attrs["State"]["Health"]["Status"] == "healthy" for c in found.values())
+        networks = sorted(network.name for network in client.networks.list())
+        assert networks == sorted(["bridge", "host", "none", NETWORK])
+        self.keys.append(self.key())
+        assert len(set(self.keys)) == 1
+        with self.checkout.pulumi() as pulumi:
+            done = pulumi("up", "--yes", "--skip-preview", "--expect-no-changes", "--stack", STACK)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "interrupted while" not in done.stdout + done.stderr
+        assert not list(self.checkout.folder.glob("state/.pulumi/locks/**/*.json"))
+        assert self.processes() == []
+
+    def key(self) -> bytes:
+        volume = self.host.client().volumes.get("relay-test_derp_data")
+        return Path(volume.attrs["Mountpoint"], "derper.key").read_bytes()
+
+    def processes(self) -> list[str]:
+        """Return what runs, of this checkout's runs."""
+        mark = f"{self.checkout.folder}:{STACK}:"
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                told = process.environ().get(pulumi_process.MARK, "")
+                if told.startswith(mark) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(" ".join(process.cmdline()))
+        return found
+
+
+def wait_for(condition: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def assert_no_complaint(said: str) -> None:
+    """Assert that only the kill ended a run; Pulumi, orphaned, may tell what that made of its calls."""
+    assert not [line for line in said.splitlines() if line.startswith(("error", "Traceback"))], said
+
+
+def kill_it(process: subprocess.Popen[bytes]) -> None:
+    """Do as the out-of-memory killer does."""
+    process.kill()
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """Do as a power cut, as far as a test can: all at once, whatever their sessions."""
+    top = psutil.Process(process.pid)
+    every = [*top.children(recursive=True), top]
+    for one in every:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
+def interrupt(process: subprocess.Popen[bytes]) -> None:
+    """Do as Ctrl-C on a terminal does, to the whole foreground group."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def terminate(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+
+
+@pytest.fixture(scope="module")
+def relay(host: DockerHost, tmp_path_factory: pytest.TempPathFactory) -> Relay:
+    """Return a stack of which nothing is up yet, on an engine that has its images' layers."""
+    checkout = Checkout.make(tmp_path_factory.mktemp("interrupted"), host)
+    settings: dict[str, Any] = {
+        "domain": "derp.localhost",
+        "region": {"id": 999, "code": "test", "name": "Test"},
+        "host": {"ipv4": "127.0.0.1", "ipv6": "::1"},
+        "network": {"name": NETWORK},
+        "volumes": {"prefix": "relay-test_"},
+        "derper": {"containerName": DERPER},
+        "caddy": {"image": "build", "containerName": CADDY},
+        "certificate": {"source": "internal"},
+    }
+    checkout.write_stack(settings)
+    return Relay(checkout, host, settings)
+
+
+def test_killed_at_every_stage_of_the_first_run(relay: Relay) -> None:
+    """Each goes on from what the one before left."""
+    for killer, at in (
+        (kill_it, "starting the stand-in"),
+        (kill_all, "Bringing up"),
+        (kill_it, "Updating"),
+        (kill_all, "RemoteImage derper creating"),
+        (kill_it, "Network network creat"),
+        (kill_all, "Container derper creating"),
+        (kill_it, "Container caddy creating"),
+    ):
+        said = relay.cut_short(killer, "up", STACK, at=at)
+        assert "The relay is up" not in said
+        assert_no_complaint(said)
+    relay.up()
+    relay.assert_whole()
+
+
+def test_killed_again_and_again_while_both_containers_are_replaced(relay: Relay) -> None:
+    """At moments spread over the whole length of a run."""
+    begun = time.monotonic()
+    self_ended = 0
+    moments = 6
+    length = 18.0
+    for number in range(moments):
+        # a log driver cannot be changed in place
+        logs = ("engine", "rotated")[number % 2]
+        relay.checkout.write_stack(
+            {
+                **relay.settings,
+                "derper": {"containerName": DERPER, "logs": logs},
+                "caddy": {"image": "build", "containerName": CADDY, "logs": logs},
+            }
+        )
+        killer = (kill_it, kill_all)[number % 2]
+        said = relay.cut_short(killer, "up", STACK, after=length * (number + 0.5) / moments)
+        assert_no_complaint(said)
+        self_ended += "The relay is up" in said
+    assert self_ended < moments / 2, f"the kills came too late: {time.monotonic() - begun:.0f} s"
+    relay.checkout.write_stack(relay.settings)
+    relay.up()
+    relay.assert_whole()
+
+
+@pytest.mark.parametrize("killer", [interrupt, terminate])
+def test_asked_to_end_while_waiting_for_health(relay: Relay, killer: Killer) -> None:
+    """It ends soon, in order, with one line; nothing is left locked, or running."""
+    relay.host.client().containers.get(DERPER).remove(force=True)
+    begun: list[float] = []
+
+    def ask(process: subprocess.Popen[bytes]) -> None:
+        wait_for(lambda: DERPER in {c.name for c in relay.host.client().containers.list()}, 30)
+        begun.append(time.monotonic())
+        killer(process)
+
+    said = relay.cut_short(ask, "up", STACK, at="Container derper creating")
+    assert time.monotonic() - begun[0] < 15
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == "Interrupted. What is done is kept: the same command goes on from there."
+    assert not list(relay.checkout.folder.glob("state/.pulumi/locks/**/*.json"))
+    assert relay.processes() == []
+    relay.up()
+    relay.assert_whole()
+
+
+def test_killed_while_taking_down_and_another_run_comes_while_it_lasts(relay: Relay) -> None:
+    relay.cut_short(kill_all, "down", STACK, at="Container caddy deleting")
+    said = relay.cut_short(kill_it, "down", STACK, at="Destroying")
+    assert_no_complaint(said)
+    relay.up()
+    relay.assert_whole()
+    with relay.started("down", STACK) as (process, log):
+        wait_for(lambda: "Container caddy deleting" in log.read_text(), 60)
+        said = relay.up()
+        assert "waiting for another run" in said
+        assert process.wait(60) == 0, log.read_text()
+    relay.assert_whole()
