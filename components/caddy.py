@@ -18,7 +18,7 @@ from components.network import RelayNetwork
 from render import caddyfile
 from render.caddyfile import CERTIFICATE_FOLDER
 from settings import Folder, Settings
-from settings.model import absolute
+from settings.model import folder_of_host
 
 # Caddy's admin API, on loopback inside the container, answers once the configuration is loaded.
 _ADMIN = "http://127.0.0.1:2019/config/"
@@ -74,7 +74,7 @@ class CaddyProxy(pulumi.ComponentResource):
 
         def volume(name: str, path: str, folder: str | None = None) -> docker.ContainerVolumeArgs:
             if folder is not None:
-                return docker.ContainerVolumeArgs(host_path=str(absolute(folder)), container_path=path)
+                return docker.ContainerVolumeArgs(host_path=str(folder_of_host(folder)), container_path=path)
             made = data_volume(name, prefix, host, self, protect=protect)
             return docker.ContainerVolumeArgs(volume_name=made.name, container_path=path)
 
@@ -92,5 +92,5 @@ class CaddyProxy(pulumi.ComponentResource):
                 case Folder(source=str() as source, path=path):
                     volumes.append(read_only(source, path))
         if settings.certificate.folder is not None:
-            volumes.append(read_only(str(absolute(settings.certificate.folder)), CERTIFICATE_FOLDER))
+            volumes.append(read_only(str(folder_of_host(settings.certificate.folder)), CERTIFICATE_FOLDER))
         return volumes

@@ -30,9 +30,21 @@ _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
 _DOCKER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 # Reference grammar of github.com/distribution/reference: [registry/]path[:tag][@digest].
 _IMAGE = re.compile(
-    r"(?P<name>[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*)(:(?P<tag>[\w][\w.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?"
+    r"(?P<name>[a-z0-9][a-z0-9.-]*(:[0-9]+)?(/[a-z0-9._-]+)*)"
+    r"(:(?P<tag>\w[\w.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?",
+    re.ASCII,
 )
-_DURATION = re.compile(r"0|[1-9][0-9]*[smhd]")
+# Five digits: 292 years are the longest that Go's time.Duration holds.
+_DURATION = re.compile(r"0|[1-9][0-9]{0,4}[smhd]")
+# What follows goes into the Caddyfile as it stands. It holds nothing that ends a token there, starts a
+# comment, a quotation or a heredoc, or is a placeholder (caddyserver.com/docs/caddyfile/concepts).
+_MAIL_ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]*@([A-Za-z0-9-]+\.)+[A-Za-z0-9-]+")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_.+@=-]+")
+_UPSTREAM_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f:][0-9A-Fa-f:.]*")
+_REDIRECT = re.compile(
+    r"https?://[A-Za-z0-9\[][A-Za-z0-9.:\[\]-]*(/[A-Za-z0-9._~:/@!$&'()*+,;=%-]*)?", re.IGNORECASE
+)
+_FOLDER_IN_CONTAINER = re.compile(r"(/[A-Za-z0-9._-]+)+/?")
 # RFC 6761 and 6762, RFC 8375 and ICANN's resolution on .internal: names that no public authority signs.
 PRIVATE_SUFFIXES = (".localhost", ".local", ".test", ".invalid", ".internal", ".home.arpa")
 _NAME_ADVICE = "Give a host name such as derp.example.com"
@@ -54,30 +66,39 @@ def host_name(value: str) -> str:
     if not name:
         reject("is empty", f"{_NAME_ADVICE}.")
     if "://" in name:
-        reject(
-            f"{value!r} is a URL",
-            f"Give the host name alone: {urlsplit(name).hostname or 'derp.example.com'}.",
-        )
+        reject(f"{value!r} is a URL", f"Give the host name alone: {_host_of(name) or 'derp.example.com'}.")
     if "*" in name:
         reject(
             f"{value!r} is a wildcard",
             "Give each name by itself; a wildcard certificate needs a DNS challenge.",
         )
     if not name.isascii():
-        encoded = name.encode("idna").decode()
-        reject(f"{value!r} has letters that are not ASCII", f"Give it as DNS has it: {encoded}.")
+        try:
+            advice = f"Give it as DNS has it: {name.encode('idna').decode()}."
+        except UnicodeError:
+            advice = f"{_NAME_ADVICE}."
+        reject(f"{value!r} has letters that are not ASCII", advice)
     if _is_address(name.strip("[]")):
         reject(f"{value!r} is an address", f"{_NAME_ADVICE}; certificates are for names.")
     if ":" in name:
         reject(f"{value!r} has a port", "Give the name alone; ports are caddy.httpPort and caddy.httpsPort.")
     labels = name.split(".")
-    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):  # noqa: PLR2004 - RFC 1123
+    well_formed = len(name) <= 253 and all(_LABEL.fullmatch(label) for label in labels)  # noqa: PLR2004 - RFC 1123
+    # RFC 3696 section 2: no top-level domain is a number. Programs take such a name for an address.
+    if not well_formed or labels[-1].isdigit():
         reject(f"{value!r} is no host name", f"{_NAME_ADVICE}: letters, digits, hyphens and dots.")
     if len(labels) == 1:
         reject(
             f"{value!r} is a name without a domain", f"{_NAME_ADVICE}, or {name}.localhost on this machine."
         )
     return name
+
+
+def _host_of(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 def _is_address(text: str) -> bool:
@@ -185,6 +206,11 @@ def _literal(value: str, version: Literal[4, 6]) -> str:
     if address is None or address.version != version:
         reject(
             f"{value!r} is no IPv{version} address", f"Give it as digits, such as {example}, or leave it out."
+        )
+    if "%" in value or address.is_unspecified or address.is_multicast:
+        reject(
+            f"{value!r} is no address that clients can reach",
+            f"Give the host's own, such as {example}, or leave it out.",
         )
     return str(address)
 
@@ -351,9 +377,13 @@ class Derper(_Container):
     @field_validator("key_folder")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("/"):
+        if value is None:
+            return None
+        if not value.startswith("/"):
             reject(f"{value!r} is not absolute", "Give a path in the container, such as /var/lib/derper.")
-        return value
+        if not _FOLDER_IN_CONTAINER.fullmatch(value) or ".." in value.split("/"):
+            reject(f"{value!r} is no folder in the container", "Use letters, digits, '.', '-', '_' and '/'.")
+        return value.rstrip("/")
 
     @model_validator(mode="after")
     def _built_image_takes_flags(self) -> Self:
@@ -398,7 +428,11 @@ class Caddy(_Container):
     ] = True
     stream_close_delay: Annotated[
         str,
-        Field(description="Give how long relay sessions outlive a reload, such as 24h; 0 ends them at once."),
+        Field(
+            description="Give how long relay sessions outlive a reload, such as 24h; 0 ends them at once.",
+            # YAML has the 0 as a number
+            coerce_numbers_to_str=True,
+        ),
     ] = "24h"
     config_folder: Annotated[
         str | None,
@@ -416,6 +450,15 @@ class Caddy(_Container):
             reject(
                 f"{value!r} is no length of time", "Give a number and s, m, h or d, such as 24h; 0 for none."
             )
+        return value
+
+    @field_validator("config_folder", "site_folder")
+    @classmethod
+    def _folder_can_be_mounted(cls, value: str | None) -> str | None:
+        if value is not None:
+            path = folder_of_host(value)
+            if path.exists() and not path.is_dir():
+                reject(f"{path} is no folder", "Name a folder; one that is not there is made.")
         return value
 
     @property
@@ -449,7 +492,7 @@ class Certificate(_Model):
     @field_validator("email")
     @classmethod
     def _mail_address(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[^@\s{}\"]+@[^@\s{}\"]+\.[^@\s{}\"]+", value):
+        if value is not None and not _MAIL_ADDRESS.fullmatch(value):
             reject(f"{value!r} is no mail address", "Give one such as you@example.com, or leave it out.")
         return value
 
@@ -465,21 +508,41 @@ class Certificate(_Model):
             reject(
                 "has source files but no folder", "Set certificate.folder to the folder that has the files."
             )
+        folder = folder_of_host(self.folder)
         for name in (self.certificate, self.key):
-            if "/" in name:
+            if not _FILE_NAME.fullmatch(name):
                 reject(
-                    f"has the file name {name!r} with a '/'",
-                    "Give the file's name alone; the folder is folder.",
+                    f"has the file name {name!r}",
+                    "Name a file in folder, by letters, digits, '.', '_', '-', '+', '=' and '@' alone.",
                 )
-            path = absolute(self.folder) / name
+            path = folder / name
             if not path.is_file():
                 reject(f"names {path}, which is no file", "Put it there, or set folder, certificate and key.")
+            # So are those in certbot's live folder. Caddy's container has the folder, and nothing beside it.
+            if not path.resolve().is_relative_to(folder):
+                reject(
+                    f"names {path}, which links to {path.resolve()} outside of the folder",
+                    "Copy the file itself into a folder (certbot's --deploy-hook can, at each renewal).",
+                )
         return self
 
 
-def absolute(folder: str) -> Path:
-    """Return a stack file's ``folder``, counted from the project's own where it is relative."""
-    return (PROJECT_FOLDER / Path(folder).expanduser()).resolve()
+def folder_of_host(folder: str) -> Path:
+    """Return a stack file's ``folder`` as an absolute path, from the project's own where it is relative.
+
+    Rejects, for use in a validator, what Docker cannot mount: an empty name
+    (which would be the project itself), and a name with the colon that Docker
+    parts a mount by (docs.docker.com/reference/cli/docker/container/run, -v).
+    """
+    if not folder.strip():
+        reject("is empty", "Name a folder, or leave it out.")
+    try:
+        path = (PROJECT_FOLDER / Path(folder).expanduser()).resolve()
+    except RuntimeError:
+        reject(f"{folder!r} begins with a user who is not known here", "Give the whole path.")
+    if ":" in str(path) or not str(path).isprintable():
+        reject(f"{str(path)!r} cannot be mounted", "Name a folder without ':' and control characters.")
+    return path
 
 
 class Upstream(_Model):
@@ -537,7 +600,11 @@ class Site(_Model):
             port = url.port
         except ValueError:
             reject(f"{value!r} has a port that is none", advice)
-        if url.username or not url.hostname or not re.fullmatch(r"[A-Za-z0-9_.:-]+", url.hostname):
+        if port == 0:
+            reject(f"{value!r} has a port that is none", advice)
+        if url.scheme == "https" and port == 80:  # noqa: PLR2004 - HTTP's own, which Caddy refuses
+            reject(f"{value!r} is HTTPS on HTTP's own port", "Leave https:// out, or give another port.")
+        if "@" in url.netloc or not url.hostname or not _UPSTREAM_HOST.fullmatch(url.hostname):
             reject(f"{value!r} is no address", advice)
         host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
         address = host if port is None else f"{host}:{port}"
@@ -546,13 +613,21 @@ class Site(_Model):
     @field_validator("folder")
     @classmethod
     def _folder_is_there(cls, value: str | None) -> str | None:
-        if value is None or value.startswith("/srv/"):
-            if value is not None and not re.fullmatch(r"/srv/[\w./-]+", value):
+        if value is None:
+            return None
+        if value.startswith("/srv/"):
+            # '..' would lead to /data, where the keys are
+            inside = value.removeprefix("/srv")
+            if not _FOLDER_IN_CONTAINER.fullmatch(inside) or ".." in inside.split("/"):
                 reject(f"{value!r} is no folder under /srv", "Use letters, digits, '.', '-', '_' and '/'.")
             return value
-        path = absolute(value)
+        path = folder_of_host(value)
         if not path.is_dir():
             reject(f"{path} is no folder", "Make it, or name the folder with the site's files.")
+        if PROJECT_FOLDER.is_relative_to(path):
+            reject(
+                f"{path} has this project in it, with its stacks", "Name a folder of the site's files alone."
+            )
         return value
 
     @field_validator("redirect")
@@ -560,8 +635,15 @@ class Site(_Model):
     def _redirect_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        url = urlsplit(value)
-        if url.scheme not in {"http", "https"} or not url.hostname or re.search(r"[\s{}\"`]", value):
+        if "?" in value or "#" in value:
+            reject(
+                f"{value!r} has more than a path", "Leave '?' and '#' out: the request's path is appended."
+            )
+        try:
+            good = _REDIRECT.fullmatch(value) and urlsplit(value).hostname and urlsplit(value).port != 0
+        except ValueError:
+            good = False
+        if not good:
             reject(f"{value!r} is no URL to send visitors to", "Give one such as https://www.example.com.")
         return value.rstrip("/")
 
@@ -583,7 +665,7 @@ class Site(_Model):
         folder = self.folder or ""
         if folder.startswith("/srv/"):
             return Folder(path=folder)
-        return Folder(path=f"/srv/{self.names[0]}", source=str(absolute(folder)))
+        return Folder(path=f"/srv/{self.names[0]}", source=str(folder_of_host(folder)))
 
 
 class Settings(_Model):

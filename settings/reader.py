@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,7 +42,9 @@ def read_pulumi_config() -> Settings:
 def _parsed(text: str) -> Any:
     # Pulumi hands over groups and lists as JSON, and everything else as bare text.
     if text[:1] in {"{", "["}:
-        return json.loads(text)
+        # Bare text may begin so too, such as an address in brackets.
+        with contextlib.suppress(json.JSONDecodeError):
+            return json.loads(text)
     return text
 
 
@@ -109,7 +112,7 @@ def _sound_part(given: Mapping[str, Any], bad: set[str]) -> Settings:
     Values that contradict each other can so be told in the same message as bad
     ones; the defaults contradict nothing.
     """
-    stand_ins: dict[str, Any] = {"domain": "derp.example.com", "region": {"id": 900, "code": "none"}}
+    stand_ins: dict[str, Any] = {"domain": "not-given.example", "region": {"id": 900, "code": "none"}}
     if "certificate" in bad:
         stand_ins["certificate"] = {"source": "internal"}
     sound = {key: value for key, value in given.items() if key not in bad}

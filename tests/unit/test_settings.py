@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from settings import Settings, SettingsError, read_stack_file, reader, settings_from
+from settings import Settings, SettingsError, read_pulumi_config, read_stack_file, reader, settings_from
 from settings.model import PROJECT_FOLDER
 from tests.unit.declared import MINIMAL
 
@@ -41,6 +43,9 @@ BAD: list[tuple[str, Any, str | None, str, str]] = [
     ("domain", "derp.example.com:8443", None, "'derp.example.com:8443' has a port", "Give the name alone; ports are caddy.httpPort and caddy.httpsPort."),
     ("domain", "-derp.example.com", None, "'-derp.example.com' is no host name", "Give a host name such as derp.example.com: letters, digits, hyphens and dots."),
     ("domain", "derp", None, "'derp' is a name without a domain", "Give a host name such as derp.example.com, or derp.localhost on this machine."),
+    ("domain", "..é", None, "'..é' has letters that are not ASCII", "Give a host name such as derp.example.com."),
+    ("domain", "https://[derp", None, "'https://[derp' is a URL", "Give the host name alone: derp.example.com."),
+    ("domain", "1.2.3", None, "'1.2.3' is no host name", "Give a host name such as derp.example.com: letters, digits, hyphens and dots."),
     ("domain", "derp.localhost", None, "no public authority signs derp.localhost", "Use a public name, or set certificate.source to internal."),
     ("domian", "derp.example.com", None, "is no setting", "Did you mean domain?"),
     ("region", {}, None, "is missing", "Give id, code and name, such as {id: 900, code: nbg, name: Nuremberg}."),
@@ -56,6 +61,8 @@ BAD: list[tuple[str, Any, str | None, str, str]] = [
     ("host.docker", "ssh://root@203.0.113.7", None, "'ssh://root@203.0.113.7' is no socket of this machine", "host.kind local takes unix:///PATH only, such as unix:///var/run/docker.sock."),
     ("host.ipv4", "2001:db8::7", None, "'2001:db8::7' is no IPv4 address", "Give it as digits, such as 203.0.113.7, or leave it out."),
     ("host.ipv6", "example.com", None, "'example.com' is no IPv6 address", "Give it as digits, such as 2001:db8::7, or leave it out."),
+    ("host.ipv6", "fe80::1%eth0", None, "'fe80::1%eth0' is no address that clients can reach", "Give the host's own, such as 2001:db8::7, or leave it out."),
+    ("host.ipv4", "0.0.0.0", None, "'0.0.0.0' is no address that clients can reach", "Give the host's own, such as 203.0.113.7, or leave it out."),
     ("network.name", "host", None, "'host' is one of Docker's own networks, on which containers find no names", "Name a network of your own, such as shared_bridge."),
     ("network.name", "shared bridge", None, "'shared bridge' is no name that Docker takes", "Use letters, digits, '_', '.' and '-', at least two, the first a letter or digit."),
     ("network.ipv6Subnet", "fd00::1/64", None, "'fd00::1/64' is no IPv6 subnet (fd00::1/64 has host bits set)", "Give a /64 such as fd12:3456:789a:1::/64."),
@@ -72,6 +79,8 @@ BAD: list[tuple[str, Any, str | None, str, str]] = [
     ("derper.stunPort", 70000, None, "70000 is more than 65535", "Give the UDP port for STUN, such as 3478."),
     ("derper.stunPort", 443, None, "443/udp is taken by HTTP/3 on caddy.httpsPort", "Give two different ports; STUN's own is 3478."),
     ("derper.keyFolder", "var/lib/derper", None, "'var/lib/derper' is not absolute", "Give a path in the container, such as /var/lib/derper."),
+    ("derper.keyFolder", "/var/lib/derper:ro", None, "'/var/lib/derper:ro' is no folder in the container", "Use letters, digits, '.', '-', '_' and '/'."),
+    ("derper.keyFolder", "/app/../etc", None, "'/app/../etc' is no folder in the container", "Use letters, digits, '.', '-', '_' and '/'."),
     ("derper.memory", 8, None, "8 MiB do not hold the program", "Give at least 64, or 0 for no limit."),
     ("derper.healthcheck", "curl localhost", None, "'curl localhost' is not a list", "Give a command as a list, [] for none, or leave it out for the image's own."),
     ("derper.containerName", "a", None, "'a' is no name that Docker takes", "Use letters, digits, '_', '.' and '-', at least two, the first a letter or digit."),
@@ -79,14 +88,23 @@ BAD: list[tuple[str, Any, str | None, str, str]] = [
     ("caddy.httpPort", 0, None, "0 is less than 1", "Give the TCP port for HTTP, such as 80."),
     ("caddy.httpPort", 443, None, "443 is httpsPort as well", "Give two different ports."),
     ("caddy.streamCloseDelay", "a day", None, "'a day' is no length of time", "Give a number and s, m, h or d, such as 24h; 0 for none."),
+    ("caddy.streamCloseDelay", "999999d", None, "'999999d' is no length of time", "Give a number and s, m, h or d, such as 24h; 0 for none."),
+    ("caddy.configFolder", "", None, "is empty", "Name a folder, or leave it out."),
+    ("caddy.configFolder", "/etc/hosts", None, "/etc/hosts is no folder", "Name a folder; one that is not there is made."),
+    ("caddy.siteFolder", "/a:/b", None, "'/a:/b' cannot be mounted", "Name a folder without ':' and control characters."),
+    ("caddy.siteFolder", "~no-such-user/www", None, "'~no-such-user/www' begins with a user who is not known here", "Give the whole path."),
     ("caddy.logs", "none", None, "'none' is not one of 'rotated' or 'engine'", "Use rotated (100 MB at most), or engine for the Docker Engine's own default."),
     ("caddy", {"httpPort": 8080, "httpsPort": 8443}, "certificate.source", "acme needs port 80 or 443, and caddy has neither", "Set caddy.httpPort: 80 and caddy.httpsPort: 443, or certificate.source to internal or files."),
     ("certificate.source", "letsencrypt", None, "'letsencrypt' is not one of 'acme', 'acme-staging', 'internal' or 'files'", "Use acme for Let's Encrypt, acme-staging to try it, internal for Caddy's own, files for yours."),
     ("certificate.email", "you at example.com", None, "'you at example.com' is no mail address", "Give one such as you@example.com, or leave it out."),
+    ("certificate.email", "`you@example.com", None, "'`you@example.com' is no mail address", "Give one such as you@example.com, or leave it out."),
+    ("certificate.email", "you@example.com\\", None, "'you@example.com\\\\' is no mail address", "Give one such as you@example.com, or leave it out."),
     ("certificate", {"source": "internal", "email": "you@example.com"}, "certificate.email", "has no use with source internal", "Leave it out, or set certificate.source to acme."),
     ("certificate.source", "files", "certificate", "has source files but no folder", "Set certificate.folder to the folder that has the files."),
     ("certificate", {"source": "files", "folder": "/nowhere"}, None, "names /nowhere/fullchain.pem, which is no file", "Put it there, or set folder, certificate and key."),
     ("certificate.folder", "/nowhere", "certificate", "has a folder, but source is acme", "Set source: files, or leave folder out."),
+    ("certificate", {"source": "files", "folder": "/nowhere", "certificate": "{env.HOME}.pem"}, None, "has the file name '{env.HOME}.pem'", "Name a file in folder, by letters, digits, '.', '_', '-', '+', '=' and '@' alone."),
+    ("certificate", {"source": "files", "folder": "/nowhere", "certificate": "../key.pem"}, None, "has the file name '../key.pem'", "Name a file in folder, by letters, digits, '.', '_', '-', '+', '=' and '@' alone."),
     ("sites", {"blog.example.com": "blog:80"}, None, "{'blog.example.com': 'blog:80'} is not a list", "Give a list, such as [{names: [blog.example.com], upstream: 'blog:8080'}]."),
     ("sites", [{"names": [], "upstream": "blog:80"}], "sites[0].names", "[] is empty", "Give a list of host names, such as [blog.example.com]."),
     ("sites", one_site(), "sites[0]", "says nothing of what to serve", "Give exactly one of upstream, folder and redirect."),
@@ -95,9 +113,21 @@ BAD: list[tuple[str, Any, str | None, str, str]] = [
     ("sites", one_site(upstream="ftp://blog"), "sites[0].upstream", "'ftp://blog' is neither http nor https", "Give a container and port, such as blog:8080, or a URL such as https://10.0.0.5:8443."),
     ("sites", one_site(upstream="blog:http"), "sites[0].upstream", "'blog:http' has a port that is none", "Give a container and port, such as blog:8080, or a URL such as https://10.0.0.5:8443."),
     ("sites", one_site(upstream="blog } evil {"), "sites[0].upstream", "'blog } evil {' is no address", "Give a container and port, such as blog:8080, or a URL such as https://10.0.0.5:8443."),
+    ("sites", one_site(upstream="blog:0"), "sites[0].upstream", "'blog:0' has a port that is none", "Give a container and port, such as blog:8080, or a URL such as https://10.0.0.5:8443."),
+    ("sites", one_site(upstream="https://blog:80"), "sites[0].upstream", "'https://blog:80' is HTTPS on HTTP's own port", "Leave https:// out, or give another port."),
+    ("sites", one_site(upstream="http://user@blog"), "sites[0].upstream", "'http://user@blog' is no address", "Give a container and port, such as blog:8080, or a URL such as https://10.0.0.5:8443."),
+    ("sites", one_site(upstream="-blog"), "sites[0].upstream", "'-blog' is no address", "Give a container and port, such as blog:8080, or a URL such as https://10.0.0.5:8443."),
     ("sites", one_site(folder="/no/such/folder"), "sites[0].folder", "/no/such/folder is no folder", "Make it, or name the folder with the site's files."),
     ("sites", one_site(folder="/srv/a b"), "sites[0].folder", "'/srv/a b' is no folder under /srv", "Use letters, digits, '.', '-', '_' and '/'."),
+    ("sites", one_site(folder="/srv/../data"), "sites[0].folder", "'/srv/../data' is no folder under /srv", "Use letters, digits, '.', '-', '_' and '/'."),
+    ("sites", one_site(folder=""), "sites[0].folder", "is empty", "Name a folder, or leave it out."),
+    ("sites", one_site(folder="/"), "sites[0].folder", "/ has this project in it, with its stacks", "Name a folder of the site's files alone."),
+    ("sites", one_site(folder="."), "sites[0].folder", f"{PROJECT_FOLDER} has this project in it, with its stacks", "Name a folder of the site's files alone."),
     ("sites", one_site(redirect="www.example.com"), "sites[0].redirect", "'www.example.com' is no URL to send visitors to", "Give one such as https://www.example.com."),
+    ("sites", one_site(redirect="https://www.example.com:http"), "sites[0].redirect", "'https://www.example.com:http' is no URL to send visitors to", "Give one such as https://www.example.com."),
+    ("sites", one_site(redirect="https://www.example.com/\\"), "sites[0].redirect", "'https://www.example.com/\\\\' is no URL to send visitors to", "Give one such as https://www.example.com."),
+    ("sites", one_site(redirect="https://www.example.com/{env.HOME}"), "sites[0].redirect", "'https://www.example.com/{env.HOME}' is no URL to send visitors to", "Give one such as https://www.example.com."),
+    ("sites", one_site(redirect="https://www.example.com/?from=blog"), "sites[0].redirect", "'https://www.example.com/?from=blog' has more than a path", "Leave '?' and '#' out: the request's path is appended."),
     ("sites", [{"names": ["derp.example.com"], "upstream": "blog:80"}], "sites[0].names", "derp.example.com is given in domain already", "Give each name once."),
     ("sites", [*one_site(upstream="a:80"), *one_site(upstream="b:80")], "sites[1].names", "blog.example.com is given in sites[0].names already", "Give each name once."),
 ]  # fmt: skip
@@ -148,6 +178,47 @@ def test_a_bad_certificate_is_not_taken_for_acme() -> None:
     with pytest.raises(SettingsError) as caught:
         settings_from(values, WHERE)
     assert [problem.key for problem in caught.value.problems] == ["derp-relays:certificate.source"]
+
+
+def test_a_certificate_that_the_container_would_not_see_is_refused(tmp_path: Path) -> None:
+    """In certbot's live folder are links to another one, which is not mounted."""
+    archive, live = tmp_path / "archive", tmp_path / "live"
+    archive.mkdir()
+    live.mkdir()
+    for name in ("fullchain.pem", "privkey.pem"):
+        (archive / name).write_text("")
+        (live / name).symlink_to(f"../archive/{name}")
+    with pytest.raises(SettingsError) as caught:
+        settings_from({**MINIMAL, "certificate": {"source": "files", "folder": str(live)}}, WHERE)
+    (problem,) = caught.value.problems
+    assert problem.what == (
+        f"names {live}/fullchain.pem, which links to {archive}/fullchain.pem outside of the folder"
+    )
+    (live / "fullchain.pem").unlink()
+    (live / "fullchain.pem").write_text("")
+    (live / "inner.pem").write_text("")
+    (live / "link.pem").symlink_to("inner.pem")
+    given = {"source": "files", "folder": str(live), "key": "link.pem"}
+    assert settings_from({**MINIMAL, "certificate": given}, WHERE).certificate.key == "link.pem"
+
+
+def test_a_bad_domain_is_not_taken_for_a_sites_name() -> None:
+    values = {**MINIMAL, "domain": "derp", "sites": [{"names": ["derp.example.com"], "upstream": "blog:80"}]}
+    with pytest.raises(SettingsError) as caught:
+        settings_from(values, WHERE)
+    assert [problem.key for problem in caught.value.problems] == ["derp-relays:domain"]
+
+
+def test_text_that_begins_like_json_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"derp-relays:domain": "[2001:db8::7]", "derp-relays:region": '{"id": 901, "code": "nbg"}'}
+    monkeypatch.setattr("pulumi.runtime.config.get_config_env", lambda: given)
+    with pytest.raises(SettingsError, match=r"domain: '\[2001:db8::7\]' is an address"):
+        read_pulumi_config()
+
+
+def test_a_delay_of_nothing_is_a_number_in_yaml() -> None:
+    settings = settings_from({**MINIMAL, "caddy": {"streamCloseDelay": 0}}, WHERE)
+    assert settings.caddy.stream_close_delay == "0"
 
 
 def test_defaults_are_those_of_a_public_relay() -> None:
@@ -215,10 +286,9 @@ def test_every_stack_file_of_the_project_is_good() -> None:
 
 def test_every_setting_is_told_in_the_project_file() -> None:
     """`pulumi config` and editors know a setting from Pulumi.yaml: none may be missing there."""
-    project = (PROJECT_FOLDER / "Pulumi.yaml").read_text()
+    told = yaml.safe_load((PROJECT_FOLDER / "Pulumi.yaml").read_text())["config"]
+    assert set(told) == set(Settings.model_fields)
     for name, field in Settings.model_fields.items():
-        assert f"\n  {name}:\n" in project
-        annotation = field.annotation
-        for inner in getattr(annotation, "model_fields", {}).values():
-            alias = inner.alias or ""
-            assert alias in project, f"{name}.{alias}"
+        words = set(re.findall(r"\w+", told[name]["description"]))
+        for inner in getattr(field.annotation, "model_fields", {}).values():
+            assert inner.alias in words, f"{name}.{inner.alias}"
