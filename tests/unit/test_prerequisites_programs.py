@@ -350,7 +350,7 @@ def test_pid_file_of_a_daemon_that_is_gone_is_removed(tmp_path: Path, pid: int) 
 
 def test_commands_for_another_user_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", "someone")
-    monkeypatch.setattr(docker_engine.packages, "is_debian", lambda: True)
+    monkeypatch.setattr("relayctl.prerequisites.packages.is_debian", lambda: True)
     commands = docker_engine._commands_for_root(installed=False)
     assert commands[:2] == ["sudo apt-get update", "sudo apt-get install -y docker.io"]
     assert commands[-1].startswith("sudo usermod -aG docker someone")
