@@ -157,6 +157,8 @@ class RelayStack:
             ),
             "see to what is said above, then run it again: what is done is kept, and it goes on from there",
         )
+        # The copy is now of what runs, and would be gone on from without a change.
+        self.deployment()
 
     def outputs(self) -> dict[str, Any]:
         """Return the stack's outputs by name."""
@@ -209,17 +211,20 @@ class RelayStack:
     def _locked(self, action: Callable[[], T], failure: str) -> T:
         """Do ``action``; wait for another update's lock, or take it over from a dead one."""
         deadline = time.monotonic() + _LOCK_WAIT
-        cleared = False
+        damaged = 0
         while True:
             try:
                 return action()
             except automation.ConcurrentUpdateError as error:
                 self._wait_or_take_over(error, deadline)
             except automation.CommandError as error:
-                if not cleared and _DAMAGED.search(_message(error)) and _STATE_NOT_READ not in str(error):
-                    self.progress.say(f"Removing a lock of {self.name} that was not written to its end.")
-                    self._stack.cancel()
-                    cleared = True
+                if damaged < 2 and _DAMAGED.search(_message(error)) and _STATE_NOT_READ not in str(error):  # noqa: PLR2004
+                    damaged += 1
+                    # Somebody may be writing it just now: that takes no second.
+                    time.sleep(1)
+                    if damaged == 2:  # noqa: PLR2004
+                        self.progress.say(f"Removing a lock of {self.name} that was not written to its end.")
+                        self._stack.cancel()
                     continue
                 full = says_disk_full(_message(error))
                 raise UpdateFailedError(
