@@ -138,6 +138,13 @@ def _contradictions(settings: Settings) -> Iterator[Problem]:
             f"{caddy.container_name!r} is derper's name as well",
             "Give two different names.",
         )
+    if settings.host.ipv6 and not settings.network.ipv6:
+        # clients would choose an address on which nothing answers
+        yield Problem(
+            "host.ipv6",
+            f"{settings.host.ipv6} is given, but network.ipv6 is false",
+            "Leave it out, since nothing is published over IPv6, or set network.ipv6: true.",
+        )
     if certificate.email and certificate.source not in {"acme", "acme-staging"}:
         yield Problem(
             "certificate.email",

@@ -202,6 +202,15 @@ def test_a_certificate_that_the_container_would_not_see_is_refused(tmp_path: Pat
     assert settings_from({**MINIMAL, "certificate": given}, WHERE).certificate.key == "link.pem"
 
 
+def test_an_ipv6_address_on_which_nothing_answers_is_not_told_to_clients() -> None:
+    given = {**MINIMAL, "host": {"ipv6": "2001:db8::7"}, "network": {"ipv6": False}}
+    with pytest.raises(SettingsError) as caught:
+        settings_from(given, WHERE)
+    (problem,) = caught.value.problems
+    assert problem.key == "derp-relays:host.ipv6"
+    assert problem.what == "2001:db8::7 is given, but network.ipv6 is false"
+
+
 def test_a_bad_domain_is_not_taken_for_a_sites_name() -> None:
     values = {**MINIMAL, "domain": "derp", "sites": [{"names": ["derp.example.com"], "upstream": "blog:80"}]}
     with pytest.raises(SettingsError) as caught:
