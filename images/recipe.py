@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import re
 from dataclasses import dataclass
@@ -49,9 +50,10 @@ def pinned_version(program: Program) -> str:
 class BuiltImage:
     """An image built from a Go module, for one architecture.
 
-    ``name`` is its name and tag; the tag's last part is a digest of everything
-    that goes into it (pins, Dockerfile, health check), so the same name is the
-    same image on every machine. ``context`` is the folder it is built from.
+    ``name`` is its name and tag; the tag's last part is a digest of all that the
+    project puts into it (pins, Dockerfile, health check, CA certificates), so a
+    change of these is another image and machines agree on its name. Which Go
+    builds it is each machine's own. ``context`` is the folder it is built from.
     """
 
     program: Program
@@ -75,7 +77,9 @@ def built_image(program: Program, goarch: str, version: str | None = None) -> Bu
         ROOT / "images" / "healthcheck" / "go.mod",
         ROOT / "images" / "healthcheck" / "main.go",
     ]
-    digest = hashlib.sha256(f"{RECIPE} {program} {version} {goarch}".encode())
+    # locked in requirements.txt, and the source of the image's CA certificates
+    authorities = importlib.metadata.version("certifi")
+    digest = hashlib.sha256(f"{RECIPE} {program} {version} {goarch} {authorities}".encode())
     for path in ingredients:
         digest.update(path.read_bytes())
     tag = f"{version}-{goarch}-{digest.hexdigest()[:12]}"

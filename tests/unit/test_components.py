@@ -199,6 +199,12 @@ def test_an_image_by_reference_is_pulled_by_its_digest_and_kept() -> None:
     assert set(image.inputs) == {"name", "keepLocally"}
 
 
+def test_other_ca_certificates_are_another_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = built_image("caddy", "amd64").name
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"{name} of another day")
+    assert built_image("caddy", "amd64").name != before
+
+
 def test_a_version_names_another_image() -> None:
     names = {
         declare({**MINIMAL, "derper": {"version": version}}).one(":RemoteImage", "derper").inputs["name"]
