@@ -125,6 +125,8 @@ def find() -> DockerEngine | None:
         try:
             return _ask(endpoint)
         except _SilentError as silent:
+            if silent.kind == "permission" and endpoint.socket_path is not None:
+                raise _permission_error(endpoint) from silent
             raise DockerEngineError(
                 f"the Docker engine at {endpoint.host} ({endpoint.origin}) does not answer: {silent.reason}",
                 f"start that engine, or leave {endpoint.origin} unset to use this machine's",

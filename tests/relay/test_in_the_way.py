@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -132,6 +133,33 @@ def test_no_docker_socket(checkout: Checkout) -> None:
     refused(checkout, {"DOCKER_HOST": address}).names(
         address, "DOCKER_HOST", "there is no /nowhere/docker.sock"
     )
+
+
+def test_docker_socket_that_this_user_may_not_use(checkout: Checkout) -> None:
+    """Without the capability that lets root pass by the modes of files, on a socket of somebody else."""
+    socket = Path(checkout.host.address.removeprefix("unix://"))
+    mode = socket.stat().st_mode
+    os.chown(socket, 65534, 65534)
+    socket.chmod(0o600)
+    try:
+        done = checkout.host.run(
+            [
+                *["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--"],
+                *[sys.executable, "-m", "relayctl", "up", STACK],
+            ],
+            timeout=60,
+            env=checkout.environment,
+            cwd=checkout.folder,
+        )
+    finally:
+        os.chown(socket, 0, 0)
+        socket.chmod(mode & 0o777)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said
+    assert "Traceback" not in said
+    assert str(socket) in said
+    assert "may not open" in said
+    assert "the group docker" in said.partition("to mend it:")[2], said
 
 
 @pytest.mark.parametrize(
