@@ -26,32 +26,24 @@ _KEEPS_TIME = (Check.DEBUG_HTTPS, Check.DEBUG_HTTP)
 # Seconds of a head start for STUN: its latency is to be the network's, not that of our own TLS work.
 _STUN_ALONE = 0.25
 
-OnFinding = Callable[[Finding], None]
-
 
 def check_relay(
     relay: Relay,
     *,
     timeout: float = TIMEOUT,
     expected_addresses: Iterable[str] = (),
-    on_finding: OnFinding | None = None,
 ) -> list[Finding]:
     """Check a relay as a client would and return the findings by address and check.
 
     ``timeout`` is the limit for all together, in seconds. ``expected_addresses``
     are literal addresses, besides this machine's own, that STUN may rightly
-    return, such as that of a NAT before it. ``on_finding`` is called with each
-    finding as it comes.
+    return, such as that of a NAT before it.
 
     Nothing that a relay does raises: what is broken is a finding. Raises
     ``ValueError`` for an expected address that is none and ``RuntimeError``
     where an event loop runs already: await ``check_relay_async`` there.
     """
-    return asyncio.run(
-        check_relay_async(
-            relay, timeout=timeout, expected_addresses=expected_addresses, on_finding=on_finding
-        )
-    )
+    return asyncio.run(check_relay_async(relay, timeout=timeout, expected_addresses=expected_addresses))
 
 
 async def check_relay_async(
@@ -59,10 +51,9 @@ async def check_relay_async(
     *,
     timeout: float = TIMEOUT,  # noqa: ASYNC109 -- a limit for what is found until then, not a cancellation
     expected_addresses: Iterable[str] = (),
-    on_finding: OnFinding | None = None,
 ) -> list[Finding]:
     """Do what ``check_relay`` does, within a running event loop."""
-    run = _Run(relay, timeout, [ipaddress.ip_address(text) for text in expected_addresses], on_finding)
+    run = _Run(relay, timeout, [ipaddress.ip_address(text) for text in expected_addresses])
     # Its own context: httpx offers ALPN through the one it is given, which clients of DERP do not.
     async with fetch.Client(relay.tls_context(), run.deadline) as http, asyncio.TaskGroup() as tasks:
         addresses = [address for address in relay.addresses if run.has_route(address)]
@@ -122,14 +113,12 @@ class _Run:
         relay: Relay,
         limit: float,
         expected: list[reflexive_address.Address],
-        on_finding: OnFinding | None,
     ) -> None:
         self.relay = relay
         self.context = relay.tls_context()
         self.limit = limit
         self.deadline = asyncio.get_running_loop().time() + limit
         self.expected = expected
-        self.on_finding = on_finding
         self.findings: list[Finding] = []
 
     def has_route(self, address: str) -> bool:
@@ -214,8 +203,6 @@ class _Run:
 
     def report(self, finding: Finding) -> None:
         self.findings.append(finding)
-        if self.on_finding:
-            self.on_finding(finding)
 
 
 def _no_route(address: str, port: int) -> str:

@@ -70,10 +70,6 @@ class DerpConnection:
     latency: float
     stream: _Stream
 
-    async def read_frame(self, longest: int) -> Frame:
-        """Read the next frame; raises like ``read_frame``."""
-        return await read_frame(self.stream, longest)
-
     async def close(self) -> None:
         """Close the connection."""
         await self.stream.close()
