@@ -170,7 +170,7 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
             elif self._daemon.host != host:
                 # requests do not tell which provider resource they belong to
                 raise _RefusedError(
-                    f"this stand-in for the docker plugin serves {self._daemon.host} already, not also "
+                    f"this stand-in for the docker plugin serves {self._daemon.host} already, and not "
                     f"{host} too; use one docker provider, or the real plugin ({REAL_PLUGIN})"
                 )
             daemon = self._daemon
