@@ -558,6 +558,16 @@ class Folder(_Model):
     source: str | None = None
 
 
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
 class Redirect(_Model):
     """A site that sends visitors on to ``url``, which has no trailing slash."""
 
@@ -606,6 +616,11 @@ class Site(_Model):
             reject(f"{value!r} is HTTPS on HTTP's own port", "Leave https:// out, or give another port.")
         if "@" in url.netloc or not url.hostname or not _UPSTREAM_HOST.fullmatch(url.hostname):
             reject(f"{value!r} is no address", advice)
+        if _is_loopback(url.hostname):
+            reject(
+                f"{value!r} is Caddy's own container",
+                "What runs on the host itself is host.docker.internal with the port; a container, its name.",
+            )
         host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
         address = host if port is None else f"{host}:{port}"
         return f"https://{address}" if url.scheme == "https" else address

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,27 @@ STACK_FOLDER = PROJECT_FOLDER / "stacks"
 def stack_file(stack: str) -> Path:
     """Return the path of the file with the settings of ``stack``."""
     return STACK_FOLDER / f"Pulumi.{stack}.yaml"
+
+
+# https://github.com/pulumi/pulumi/blob/v3.250.0/sdk/go/common/tokens/stack_name.go
+_STACK_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML without keys that are given twice: PyYAML takes the last one, Pulumi refuses the file."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - as inherited
+        """Return the mapping of ``node``; raises ``yaml.YAMLError`` at a key that was there before."""
+        seen = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key_node.value} is given twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
 
 
 def read_pulumi_config() -> Settings:
@@ -54,14 +77,27 @@ def read_stack_file(stack: str) -> Settings:
     Raises ``SettingsError`` if the file is missing, is no YAML or has bad values.
     """
     path = stack_file(stack)
-    where = f"stacks/{path.name}"
+    where = f"stacks/Pulumi.{stack}.yaml"
+    if not _STACK_NAME.fullmatch(stack):
+        problem = Problem(
+            f"stack {stack!r}",
+            "is no name of a stack",
+            "Use letters, digits, '-', '_' and '.', such as home.",
+        )
+        raise SettingsError(where, [problem])
     try:
-        content = yaml.safe_load(path.read_text()) or {}
+        content = yaml.load(path.read_text(), _UniqueKeyLoader) or {}  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         there = ", ".join(sorted(p.stem.removeprefix("Pulumi.") for p in STACK_FOLDER.glob("Pulumi.*.yaml")))
         problem = Problem(
             where, "is not there", f"Make it, or name one of the stacks that are: {there or 'none'}."
         )
+        raise SettingsError(where, [problem]) from None
+    except UnicodeDecodeError as error:
+        problem = Problem(where, f"is not UTF-8 (byte {error.start})", "Save it as UTF-8.")
+        raise SettingsError(where, [problem]) from None
+    except OSError as error:
+        problem = Problem(where, f"cannot be read: {error.strerror}", "See to its permissions and its kind.")
         raise SettingsError(where, [problem]) from None
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
@@ -70,15 +106,28 @@ def read_stack_file(stack: str) -> Settings:
         raise SettingsError(where, [problem]) from None
     config = content.get("config") if isinstance(content, dict) else None
     if not isinstance(config, dict):
-        raise SettingsError(
-            where, [Problem("config", "is missing", "Give the settings under the key config.")]
-        )
+        given = isinstance(content, dict) and "config" in content
+        what = "has no settings" if given else "is missing"
+        raise SettingsError(where, [Problem("config", what, "Give the settings under the key config.")])
+    unread = list(_misnamed_keys(config))
+    if unread:
+        raise SettingsError(where, unread)
     values = {
         key.removeprefix(f"{PROJECT}:"): value
         for key, value in config.items()
         if str(key).startswith(f"{PROJECT}:")
     }
     return settings_from(values, where)
+
+
+def _misnamed_keys(config: Mapping[Any, Any]) -> Iterator[Problem]:
+    """Find settings that would else be left out silently: without the project's name, or with one like it."""
+    for key in map(str, config):
+        project, colon, name = key.rpartition(":")
+        if not colon and name in Settings.model_fields:
+            yield Problem(key, "has no project before it", f"Write {PROJECT}:{name}.")
+        elif project != PROJECT and difflib.get_close_matches(project, [PROJECT]):
+            yield Problem(key, f"is for a project {project}", f"Write {PROJECT}:{name}.")
 
 
 def settings_from(values: Mapping[str, Any], where: str) -> Settings:

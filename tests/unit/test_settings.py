@@ -117,6 +117,9 @@ BAD: list[tuple[str, Any, str | None, str, str]] = [
     ("sites", one_site(upstream="https://blog:80"), "sites[0].upstream", "'https://blog:80' is HTTPS on HTTP's own port", "Leave https:// out, or give another port."),
     ("sites", one_site(upstream="http://user@blog"), "sites[0].upstream", "'http://user@blog' is no address", "Give a container and port, such as blog:8080, or a URL such as https://10.0.0.5:8443."),
     ("sites", one_site(upstream="-blog"), "sites[0].upstream", "'-blog' is no address", "Give a container and port, such as blog:8080, or a URL such as https://10.0.0.5:8443."),
+    ("sites", one_site(upstream="localhost:3000"), "sites[0].upstream", "'localhost:3000' is Caddy's own container", "What runs on the host itself is host.docker.internal with the port; a container, its name."),
+    ("sites", one_site(upstream="http://127.0.0.1:3000"), "sites[0].upstream", "'http://127.0.0.1:3000' is Caddy's own container", "What runs on the host itself is host.docker.internal with the port; a container, its name."),
+    ("sites", one_site(upstream="[::1]:3000"), "sites[0].upstream", "'[::1]:3000' is Caddy's own container", "What runs on the host itself is host.docker.internal with the port; a container, its name."),
     ("sites", one_site(folder="/no/such/folder"), "sites[0].folder", "/no/such/folder is no folder", "Make it, or name the folder with the site's files."),
     ("sites", one_site(folder="/srv/a b"), "sites[0].folder", "'/srv/a b' is no folder under /srv", "Use letters, digits, '.', '-', '_' and '/'."),
     ("sites", one_site(folder="/srv/../data"), "sites[0].folder", "'/srv/../data' is no folder under /srv", "Use letters, digits, '.', '-', '_' and '/'."),
@@ -273,6 +276,21 @@ def test_a_stack_file_is_read_as_pulumi_reads_it() -> None:
         ),
         ("just text", "config", "is missing"),
         ("", "config", "is missing"),
+        ("config:", "config", "has no settings"),
+        ("config: [domain]", "config", "has no settings"),
+        ("config:\n  domain: derp.example.com", "domain", "has no project before it"),
+        ("config:\n  derp-relay:caddy: {}", "derp-relay:caddy", "is for a project derp-relay"),
+        (
+            "config:\n  derp-relays:domain: a.example.com\n  derp-relays:domain: b.example.com",
+            "stacks/Pulumi.x.yaml, line 3",
+            "is no YAML: the key derp-relays:domain is given twice",
+        ),
+        (
+            "config:\n  derp-relays:caddy: {httpPort: 80, httpPort: 81}",
+            "stacks/Pulumi.x.yaml, line 2",
+            "is no YAML: the key httpPort is given twice",
+        ),
+        ("# caf\udce9", "stacks/Pulumi.x.yaml", "is not UTF-8 (byte 5)"),
     ],
 )
 def test_a_broken_stack_file_is_named(
@@ -280,10 +298,34 @@ def test_a_broken_stack_file_is_named(
 ) -> None:
     monkeypatch.setattr(reader, "STACK_FOLDER", tmp_path)
     if text is not None:
-        (tmp_path / "Pulumi.x.yaml").write_text(text)
+        (tmp_path / "Pulumi.x.yaml").write_text(text, errors="surrogateescape")
     with pytest.raises(SettingsError) as caught:
         read_stack_file("x")
     assert (caught.value.problems[0].key, caught.value.problems[0].what) == (key, what)
+
+
+@pytest.mark.parametrize("stack", ["../x", "a b", "", "x" * 101])
+def test_what_pulumi_takes_for_no_stack_is_refused(stack: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_stack_file(stack)
+    assert caught.value.problems[0].what == "is no name of a stack"
+
+
+def test_a_stack_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "STACK_FOLDER", tmp_path)
+    (tmp_path / "Pulumi.x.yaml").mkdir()
+    with pytest.raises(SettingsError) as caught:
+        read_stack_file("x")
+    assert caught.value.problems[0].what == "cannot be read: Is a directory"
+
+
+def test_keys_of_other_programs_are_left_to_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "STACK_FOLDER", tmp_path)
+    (tmp_path / "Pulumi.x.yaml").write_text(
+        "config:\n  docker:host: unix:///x\n  derp-relays:domain: derp.example.com\n"
+        "  derp-relays:region: {id: 900, code: x}\n"
+    )
+    assert read_stack_file("x").domain == "derp.example.com"
 
 
 def test_every_stack_file_of_the_project_is_good() -> None:
