@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import docker
 import docker.errors
 import yaml
 
+from relayctl.preflight import STACK_LABEL
 from relayctl.prerequisites import ports, registry
 from relayctl.prerequisites.docker_engine import DockerEngine
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
-from settings.model import CADDY_IMAGE
+from relayctl.relay_check import has_ipv6
+from settings.model import CADDY_IMAGE, Caddy, Derper, Network, Volumes
 from settings.reader import PROJECT, stack_file
 
 NAME = "local"
@@ -23,10 +27,17 @@ _HEADER = """\
 # HTTP and HTTPS ports: the usual ones, else those that are usual for trying things.
 _PORT_PAIRS = ((80, 443), (8080, 8443), (18080, 18443), (28080, 28443), (38080, 38443))
 _STUN_PORTS = (3478, 13478, 23478, 33478)
+# For a machine where another stack, or somebody else, has the default names.
+_OWN_NAMES: dict[str, dict[str, object]] = {
+    "derper": {"containerName": "derper-local"},
+    "caddy": {"containerName": "caddy-local"},
+    "network": {"name": "shared_bridge_local"},
+    "volumes": {"prefix": "derp-relays_local_"},
+}
 
 
 def write_if_missing(engine: DockerEngine, progress: Progress) -> None:
-    """Write ``stacks/Pulumi.local.yaml`` unless it is there, with ports that are free.
+    """Write ``stacks/Pulumi.local.yaml`` unless it is there, with ports and names that are free.
 
     Caddy's image is the pinned one where a registry gives it, else built.
     Raises ``PrerequisiteError`` if no ports are free.
@@ -46,8 +57,8 @@ def write_if_missing(engine: DockerEngine, progress: Progress) -> None:
     if engine.ipv6_publishing is False:
         progress.warn(f"IPv6 is left out: {engine.ipv6_reason}")
     ipv6 = engine.ipv6_publishing is not False
-    host = {"kind": "local", "ipv4": "127.0.0.1"} | ({"ipv6": "::1"} if ipv6 else {})
-    values: dict[str, object] = {
+    host = {"kind": "local", "ipv4": "127.0.0.1"} | ({"ipv6": "::1"} if ipv6 and has_ipv6() else {})
+    values: dict[str, Any] = {
         "domain": "derp.localhost",
         "region": {"id": 900, "code": "local", "name": "This machine"},
         "host": host,
@@ -57,6 +68,11 @@ def write_if_missing(engine: DockerEngine, progress: Progress) -> None:
     }
     if not ipv6:
         values["network"] = {"ipv6": False}
+    others = _of_other_stacks(client)
+    if others:
+        for key, names in _OWN_NAMES.items():
+            values[key] = {**values.get(key, {}), **names}
+        progress.say(f"The local stack gets names of its own: there are {', '.join(others)} already.")
     config: dict[str, object] = {"pulumi:disable-default-providers": ["docker", "hcloud"]}
     config |= {f"{PROJECT}:{key}": value for key, value in values.items()}
     text = _HEADER + yaml.safe_dump({"config": config}, sort_keys=False)
@@ -67,6 +83,25 @@ def write_if_missing(engine: DockerEngine, progress: Progress) -> None:
         f"Wrote stacks/{path.name}: HTTP on {http_port}, HTTPS on {https_port}, STUN on {stun_port}/udp,"
         f" Caddy {'built from its module' if 'image' in caddy else 'from its pinned image'}."
     )
+
+
+def _of_other_stacks(client: docker.DockerClient) -> list[str]:
+    """Return what has a default name and is not the local stack's, a phrase each."""
+    containers = {Derper().container_name, Caddy().container_name}
+    prefix = Volumes().prefix
+    found = []
+    for container in client.containers.list(all=True):
+        if container.labels.get(STACK_LABEL) == NAME:
+            continue
+        # Folders of the host that are mounted have no name.
+        mounted = {str(mount.get("Name", "")) for mount in container.attrs["Mounts"]}
+        if container.name in containers or any(name.startswith(prefix) for name in mounted):
+            found.append(f"the container {container.name}")
+    for network in client.networks.list(names=[Network().name]):
+        labels = network.attrs.get("Labels") or {}
+        if network.name == Network().name and labels.get(STACK_LABEL) != NAME:
+            found.append(f"the network {network.name}")
+    return found
 
 
 def _web_ports(client: docker.DockerClient) -> tuple[int, int]:

@@ -53,10 +53,11 @@ def addresses(settings: Settings) -> list[str]:
     told = [address for address in (settings.host.ipv4, settings.host.ipv6) if address]
     if told:
         return told
-    return ["127.0.0.1", "::1"] if settings.network.ipv6 and _has_ipv6() else ["127.0.0.1"]
+    return ["127.0.0.1", "::1"] if settings.network.ipv6 and has_ipv6() else ["127.0.0.1"]
 
 
-def _has_ipv6() -> bool:
+def has_ipv6() -> bool:
+    """Tell whether this machine's loopback has IPv6, which ``disable_ipv6`` takes away."""
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as trial:
             trial.bind(("::1", 0))
@@ -79,9 +80,16 @@ def check(settings: Settings, root: Path | None, progress: Progress) -> list[pro
 
         def attempted(number: int, findings: list[probe.Finding]) -> None:
             bad = [f.check.value for f in findings if f.status is probe.Status.FAILED]
-            step.detail = f"attempt {number}: {', '.join(dict.fromkeys(bad)) or 'nothing'} not right yet"
+            step.detail = f"attempt {number}: {_told(list(dict.fromkeys(bad)))}"
 
         return probe.wait_until_up(relay, timeout=_PATIENCE, on_attempt=attempted)
+
+
+def _told(bad: list[str]) -> str:
+    if not bad:
+        return "no address can be reached from here"
+    more = f" and {len(bad) - 2} more" if len(bad) > 2 else ""  # noqa: PLR2004 - what fits on a line
+    return f"{', '.join(bad[:2])}{more} not right yet"
 
 
 def summary(findings: list[probe.Finding], title: str) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,12 +26,15 @@ Write = Callable[..., str]
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     """Return a function that writes the file for a machine, and returns what it said."""
 
-    def machine(
+    def machine(  # noqa: PLR0913 - each is one thing that machines differ in
         *,
         taken: Collection[int] = (),
         registry: bool = False,
         ipv6: bool | None = True,
         ipv6_reason: str = "",
+        loopback_ipv6: bool = True,
+        containers: Collection[Any] = (),
+        networks: Collection[Any] = (),
     ) -> str:
         monkeypatch.setattr(reader, "STACK_FOLDER", tmp_path)
 
@@ -45,7 +49,12 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
             ports, "first_free", lambda candidates, *_: next((p for p in candidates if p not in taken), None)
         )
         monkeypatch.setattr(local_stack, "_pulled", lambda *_: registry)
-        monkeypatch.setattr(DockerEngine, "client", lambda *_: None)
+        monkeypatch.setattr(local_stack, "has_ipv6", lambda: loopback_ipv6)
+        client = SimpleNamespace(
+            containers=SimpleNamespace(list=lambda **_: containers),
+            networks=SimpleNamespace(list=lambda **_: networks),
+        )
+        monkeypatch.setattr(DockerEngine, "client", lambda *_: client)
         engine = DockerEngine("unix:///x", "x", "29.1.0", "1.52", "amd64", False, ipv6, ipv6_reason, {})  # noqa: FBT003
         said = io.StringIO()
         local_stack.write_if_missing(engine, Progress(Console(file=said, width=400)))
@@ -91,6 +100,56 @@ def test_ipv6_is_left_out_where_the_engine_would_mask_it(write: Write) -> None:
     assert not settings.network.ipv6
     assert settings.host.ipv6 is None
     assert "IPv6 is left out: ip6tables is off" in said
+
+
+def test_no_ipv6_address_is_told_where_this_machine_has_none(write: Write) -> None:
+    write(loopback_ipv6=False)
+    settings = read_stack_file("local")
+    assert settings.network.ipv6
+    assert settings.host.ipv6 is None
+
+
+def container(name: str, stack: str = "", volume: str = "") -> SimpleNamespace:
+    labels = {"derp-relays.stack": stack} if stack else {}
+    mounts = [{"Type": "bind"}, {"Type": "volume", "Name": volume}] if volume else []
+    return SimpleNamespace(name=name, labels=labels, attrs={"Mounts": mounts})
+
+
+def network(name: str, stack: str = "") -> SimpleNamespace:
+    return SimpleNamespace(name=name, attrs={"Labels": {"derp-relays.stack": stack} if stack else None})
+
+
+@pytest.mark.parametrize(
+    ("there", "told"),
+    [
+        ({"containers": [container("caddy", "home")]}, "the container caddy"),
+        ({"containers": [container("derper")]}, "the container derper"),
+        ({"containers": [container("x", "home", "derp-relays_caddy_data")]}, "the container x"),
+        ({"networks": [network("shared_bridge")]}, "the network shared_bridge"),
+    ],
+)
+def test_another_stacks_names_and_volumes_are_left_to_it(
+    write: Write, there: dict[str, Any], told: str
+) -> None:
+    assert told in write(**there)
+    settings = read_stack_file("local")
+    assert settings.derper.container_name == "derper-local"
+    assert settings.caddy.container_name == "caddy-local"
+    assert settings.network.name == "shared_bridge_local"
+    assert settings.volumes.prefix == "derp-relays_local_"
+
+
+def test_the_local_stacks_own_names_and_those_of_strangers_change_nothing(write: Write) -> None:
+    write(
+        containers=[
+            container("caddy", "local", "derp-relays_caddy_data"),
+            container("blog", "", "blog_data"),
+        ],
+        networks=[network("shared_bridge", "local"), network("shared_bridge_2")],
+    )
+    settings = read_stack_file("local")
+    assert (settings.caddy.container_name, settings.volumes.prefix) == ("caddy", "derp-relays_")
+    assert settings.network.name == "shared_bridge"
 
 
 def test_ipv6_is_tried_where_the_engine_does_not_tell(write: Write) -> None:
