@@ -63,7 +63,7 @@ def up(stack: str) -> None:
             known = _true_state(opened, client, progress)
             preflight.check(settings, known, client, _where(stack))
             try:
-                with progress.step(f"Bringing up the stack {stack}"):
+                with progress.step(f"Bringing up the stack {stack}"), opened.changes_noted():
                     opened.up()
             except UpdateFailedError as error:
                 raise failure.explained(error, stack, settings, client) from error
@@ -98,7 +98,7 @@ def down(stack: str, *, volumes: bool) -> None:
         client = engine.client()
         with _opened(stack, engine, settings, progress) as opened:
             _true_state(opened, client, progress)
-            with progress.step(f"Taking down the stack {stack}"):
+            with progress.step(f"Taking down the stack {stack}"), opened.changes_noted():
                 opened.destroy(volumes=volumes)
         _remove_built_images(settings, engine, client, progress)
         progress.say(f"The stack {stack} is down.")
@@ -210,11 +210,13 @@ def _opened(stack: str, engine: DockerEngine, settings: Settings, progress: Prog
 
 def _true_state(opened: RelayStack, client: docker.DockerClient, progress: Progress) -> preflight.Known:
     """Return what the state knows of, after it and the engine are rid of what an interrupted run left."""
+    unfinished = opened.is_unfinished()
     deployment = opened.settle(
         lambda deployment: not preflight.Known.from_deployment(deployment).all_there(client)
     )
     known = preflight.Known.from_deployment(deployment)
-    preflight.remove_leftovers(opened.name, known, client, progress)
+    if unfinished:
+        preflight.remove_leftovers(opened.name, known, client, progress)
     return known
 
 

@@ -56,8 +56,9 @@ class Known:
 def remove_leftovers(stack: str, known: Known, client: docker.DockerClient, progress: Progress) -> None:
     """Remove what an interrupted update of ``stack`` made and its state does not know of.
 
-    Only containers and networks that carry the stack's label: they hold no
-    data, and the update makes them anew.
+    To be called only where there was one (`RelayStack.is_unfinished`): another
+    user's stack of the same name has the same label. Only containers and networks
+    that carry it: they hold no data, and the update makes them anew.
     """
     wanted = {"label": f"{STACK_LABEL}={stack}"}
     for container in client.containers.list(all=True, filters=wanted):
@@ -95,11 +96,15 @@ def _names(settings: Settings, known: Known, client: docker.DockerClient) -> Ite
         ("caddy", settings.caddy.container_name),
     ):
         other = _container(client, name)
-        if other is not None and other.id not in known.containers:
-            yield (
-                f"there is a container {name} already, which is not this stack's ({other.image_reference})",
-                f"remove it (docker rm -f {name}), or set {key}.containerName to another name",
-            )
+        if other is None or other.id in known.containers:
+            continue
+        whose = f"which is not this stack's ({other.image_reference})"
+        if other.stack:
+            whose = f"which the stack {other.stack} made, as another user, clone or Pulumi backend knows it"
+        yield (
+            f"there is a container {name} already, {whose}",
+            f"remove it (docker rm -f {name}), or set {key}.containerName to another name",
+        )
     # The engine's own filter takes a part of a name for the whole.
     networks = client.networks.list(names=[settings.network.name])
     same_name = [network for network in networks if network.name == settings.network.name]
@@ -119,6 +124,7 @@ def _names(settings: Settings, known: Known, client: docker.DockerClient) -> Ite
 class _Named:
     id: str
     image_reference: str
+    stack: str
 
 
 def _container(client: docker.DockerClient, name: str) -> _Named | None:
@@ -126,7 +132,8 @@ def _container(client: docker.DockerClient, name: str) -> _Named | None:
         found: Container = client.containers.get(name)
     except docker.errors.NotFound:
         return None
-    return _Named(str(found.id), str(found.attrs["Config"]["Image"]))
+    config = found.attrs["Config"]
+    return _Named(str(found.id), str(config["Image"]), str((config["Labels"] or {}).get(STACK_LABEL, "")))
 
 
 def _ports(settings: Settings, known: Known, client: docker.DockerClient) -> Iterator[tuple[str, str]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
 import re
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,6 +84,7 @@ class RelayStack:
         self.name = name
         self.progress = progress
         self._copy = run_folder() / f"{name}.json"
+        self._unfinished = run_folder() / f"{name}.unfinished"
         # The command is found by PATH, as its language host is.
         os.environ["PATH"] = cli.environment["PATH"]
         self._command = pulumi_process.PulumiProcess(progress)
@@ -148,6 +150,23 @@ class RelayStack:
                 "see Pulumi's message above",
             )
         return self.deployment()
+
+    def is_unfinished(self) -> bool:
+        """Tell whether an update from here was cut short or failed, so that what it made may be unknown.
+
+        Containers with the stack's label that its state does not know of are then
+        its own. Otherwise they are those of another user's or backend's stack of
+        the same name.
+        """
+        return self._unfinished.exists() or bool(self.deployment().get("pending_operations"))
+
+    @contextlib.contextmanager
+    def changes_noted(self) -> Iterator[None]:
+        """Note on disk that an update is under way, until the block ends without an error."""
+        with disk_full_explained(self._unfinished):
+            self._unfinished.touch()
+        yield
+        self._unfinished.unlink(missing_ok=True)
 
     def up(self) -> None:
         """Bring the stack up; show what changes. Raises ``UpdateFailedError`` if that fails."""

@@ -236,6 +236,27 @@ def test_with_all_out_of_the_way_it_works_even_behind_a_broken_proxy(checkout: C
         checkout.environment = kept
 
 
+def test_a_stack_of_the_same_name_that_another_state_knows_is_left_alone(
+    checkout: Checkout, tmp_path: Path
+) -> None:
+    """Another user of the machine, say: its containers carry the same label, and are no leftovers."""
+    kept = dict(checkout.environment)
+    containers = {c.id for c in checkout.host.client().containers.list()}
+    assert len(containers) == 2
+    checkout.environment["PULUMI_BACKEND_URL"] = f"file://{tmp_path}"
+    try:
+        for command in ("up", "down"):
+            done = checkout.relayctl(command, STACK)
+            assert "Removing" not in done.stdout
+            assert {c.id for c in checkout.host.client().containers.list()} == containers
+            if command == "up":
+                assert done.returncode == 1
+                said = done.stdout + done.stderr
+                assert f"container {DERPER} already, which the stack {STACK} made, as another user" in said
+    finally:
+        checkout.environment = kept
+
+
 def test_stopped_and_removed_by_hand(checkout: Checkout) -> None:
     client = checkout.host.client()
     client.containers.get(DERPER).stop()
