@@ -70,12 +70,12 @@ class CaddyProxy(pulumi.ComponentResource):
         self.register_outputs({"container": self.container.id})
 
     def _volumes(self, settings: Settings, host: Host) -> list[docker.ContainerVolumeArgs]:
-        caddy, prefix, protect = settings.caddy, settings.volumes.prefix, settings.volumes.protect
+        caddy = settings.caddy
 
         def volume(name: str, path: str, folder: str | None = None) -> docker.ContainerVolumeArgs:
             if folder is not None:
                 return docker.ContainerVolumeArgs(host_path=str(folder_of_host(folder)), container_path=path)
-            made = data_volume(name, prefix, host, self, protect=protect)
+            made = data_volume(name, settings.volumes, host, self)
             return docker.ContainerVolumeArgs(volume_name=made.name, container_path=path)
 
         def read_only(folder: str, path: str) -> docker.ContainerVolumeArgs:

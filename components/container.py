@@ -11,7 +11,7 @@ import pulumi_docker as docker
 from components.host import Host, on_host
 from components.network import RelayNetwork
 from images import built_image
-from settings import Caddy, Derper
+from settings import Caddy, Derper, Volumes
 
 # Seconds that a container has to end by itself, before Docker kills it.
 GRACE_SECONDS = 30
@@ -48,15 +48,17 @@ def container_image(
     )
 
 
-def data_volume(
-    name: str, prefix: str, host: Host, parent: pulumi.Resource, *, protect: bool
-) -> docker.Volume:
+def data_volume(name: str, settings: Volumes, host: Host, parent: pulumi.Resource) -> docker.Volume:
     """Declare a volume for data that must outlive its container.
 
     It has no labels: a change of a label would replace the volume, and lose
     what is in it.
     """
-    return docker.Volume(name, name=prefix + name, opts=on_host(host, parent, protect=protect))
+    return docker.Volume(
+        name,
+        name=settings.names(pulumi.get_stack())[name],
+        opts=on_host(host, parent, protect=settings.protect),
+    )
 
 
 def container_options(

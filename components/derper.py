@@ -36,11 +36,10 @@ class DerperRelay(pulumi.ComponentResource):
     ) -> None:
         """Declare derper on ``host``, reachable on ``network`` by its container's name."""
         super().__init__("derp-relays:components:DerperRelay", name, None, opts)
-        derper, volumes = settings.derper, settings.volumes
+        derper = settings.derper
         image = container_image("derper", derper, host, self)
         certificates, data = (
-            data_volume(volume, volumes.prefix, host, self, protect=volumes.protect)
-            for volume in ("derp_certs", "derp_data")
+            data_volume(volume, settings.volumes, host, self) for volume in ("derp_certs", "derp_data")
         )
         folders = {CERTIFICATE_FOLDER: certificates, DATA_FOLDER: data}
         if derper.key_folder:

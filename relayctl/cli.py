@@ -33,7 +33,7 @@ from relayctl.prerequisites import (
 from relayctl.prerequisites.docker_engine import DockerEngine
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
-from relayctl.stack import RelayStack, UpdateFailedError, run_folder
+from relayctl.stack import RelayStack, StackMissingError, UpdateFailedError, run_folder, state_copy
 from settings import Settings, SettingsError, read_stack_file
 from settings.model import PROJECT_FOLDER
 from settings.reader import stack_file
@@ -56,12 +56,19 @@ def up(stack: str) -> None:
     Engine, the images. A second run takes seconds.
     """
     with _errors_for_people() as progress:
+        _write_local_stack(stack, progress)
         engine, settings = _engine_and_settings(stack, progress)
         client = engine.client()
         with _opened(stack, engine, settings, progress) as opened:
             _bring_images(stack, settings, engine, progress)
             known = _true_state(opened, client, progress)
             preflight.check(settings, known, client, _where(stack))
+            adopted = preflight.adopted_volumes(stack, settings, known, client)
+            if adopted:
+                progress.warn(
+                    f"Volumes that are there already are used, with what is in them: {', '.join(adopted)}."
+                    f" If they are not this stack's, stop now and set volumes.prefix in {_where(stack)}."
+                )
             try:
                 with progress.step(f"Bringing up the stack {stack}"), opened.changes_noted():
                     opened.up()
@@ -91,16 +98,26 @@ def up(stack: str) -> None:
 def down(stack: str, *, volumes: bool) -> None:
     """Remove what `up` made of STACK. Volumes with certificates and keys stay unless asked for."""
     with _errors_for_people() as progress:
-        if not stack_file(stack).exists() and stack == local_stack.NAME:
-            progress.say(f"{_where(stack)} is not there: nothing was ever brought up.")
+        if not stack_file(stack).exists() and not state_copy(stack).exists():
+            progress.say(f"{_where(stack)} is not there: nothing was ever brought up from here.")
             return
-        engine, settings = _engine_and_settings(stack, progress)
+        try:
+            engine, settings = _engine_and_settings(stack, progress)
+        except SettingsError as error:
+            # What is up is in the state: a folder that has gone since is no reason to leave it up.
+            progress.warn(f"Taking down by the state alone, since the settings are no longer good: {error}")
+            engine, settings = docker_engine.ensure(progress), None
         client = engine.client()
-        with _opened(stack, engine, settings, progress) as opened:
-            _true_state(opened, client, progress)
-            with progress.step(f"Taking down the stack {stack}"), opened.changes_noted():
-                opened.destroy(volumes=volumes)
-        _remove_built_images(settings, engine, client, progress)
+        try:
+            with _opened(stack, engine, settings, progress, make=False) as opened:
+                _true_state(opened, client, progress)
+                with progress.step(f"Taking down the stack {stack}"), opened.changes_noted():
+                    opened.destroy(volumes=volumes)
+        except StackMissingError:
+            progress.say(f"Pulumi knows of no stack {stack}: there is nothing to take down.")
+            return
+        if settings is not None:
+            _remove_built_images(settings, engine, client, progress)
         progress.say(f"The stack {stack} is down.")
         if volumes:
             progress.say(
@@ -117,6 +134,7 @@ def down(stack: str, *, volumes: bool) -> None:
 def setup(stack: str) -> None:
     """Bring what STACK needs on this machine, and change nothing that runs."""
     with _errors_for_people() as progress:
+        _write_local_stack(stack, progress)
         engine, settings = _engine_and_settings(stack, progress)
         with _pulumi(settings, stack, progress):
             _bring_images(stack, settings, engine, progress)
@@ -158,24 +176,36 @@ def _where(stack: str) -> str:
     return f"stacks/{stack_file(stack).name}"
 
 
-def _engine_and_settings(stack: str, progress: Progress) -> tuple[DockerEngine, Settings]:
-    """Return the engine of a stack on this machine, and its settings; write the local stack's if need be."""
+def _write_local_stack(stack: str, progress: Progress) -> None:
     if stack == local_stack.NAME and not stack_file(stack).exists():
-        engine = docker_engine.ensure(progress)
-        local_stack.write_if_missing(engine, progress)
-        return engine, read_stack_file(stack)
+        local_stack.write_if_missing(_local_engine(progress), progress)
+
+
+def _engine_and_settings(stack: str, progress: Progress) -> tuple[DockerEngine, Settings]:
+    """Return the engine of a stack on this machine, and its settings."""
     settings = read_stack_file(stack)
     if settings.host.docker:
         os.environ["DOCKER_HOST"] = settings.host.docker
-    return docker_engine.ensure(progress), settings
+    return _local_engine(progress), settings
+
+
+def _local_engine(progress: Progress) -> DockerEngine:
+    engine = docker_engine.ensure(progress)
+    if not engine.host.startswith("unix://"):
+        raise PrerequisiteError(
+            f"the Docker Engine at {engine.host} ({engine.origin}) is not this machine's, and host.kind local"
+            " is for this machine's only",
+            f"leave {engine.origin} unset, or have it name a socket such as unix:///var/run/docker.sock",
+        )
+    return engine
 
 
 @contextlib.contextmanager
-def _pulumi(settings: Settings, stack: str, progress: Progress) -> Iterator[_Pulumi]:
+def _pulumi(settings: Settings | None, stack: str, progress: Progress) -> Iterator[_Pulumi]:
     """Yield Pulumi with the Docker provider that can be had: the official one, else the stand-in."""
     cli = pulumi_cli.bring(progress)
     plugin = provider_plugins.find("docker", cli, progress)
-    if not plugin.installed and settings.host.kind != "local":
+    if not plugin.installed and settings is not None and settings.host.kind != "local":
         raise PrerequisiteError(
             f"Pulumi's docker provider {plugin.version} cannot be downloaded ({plugin.reason}), and"
             f" the stand-in is for this machine only, but {_where(stack)} has host.kind {settings.host.kind}",
@@ -195,17 +225,19 @@ def _only_run(stack: str, progress: Progress) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _opened(stack: str, engine: DockerEngine, settings: Settings, progress: Progress) -> Iterator[RelayStack]:
+def _opened(
+    stack: str, engine: DockerEngine, settings: Settings | None, progress: Progress, *, make: bool = True
+) -> Iterator[RelayStack]:
     with _only_run(stack, progress), _pulumi(settings, stack, progress) as pulumi:
         environment = dict(pulumi.environment)
-        if settings.host.docker is None:
+        if settings is None or settings.host.docker is None:
             environment["DOCKER_HOST"] = engine.host
         # A context would take precedence over the provider's own host.
         os.environ.pop("DOCKER_CONTEXT", None)
         if stack == local_stack.NAME and "PULUMI_CONFIG_PASSPHRASE_FILE" not in os.environ:
             # The local stack has no secrets; other stacks' passphrases are their owners'.
             environment["PULUMI_CONFIG_PASSPHRASE"] = os.environ.get("PULUMI_CONFIG_PASSPHRASE", "")
-        yield RelayStack(stack, pulumi.cli, environment, progress)
+        yield RelayStack(stack, pulumi.cli, environment, progress, make=make)
 
 
 def _true_state(opened: RelayStack, client: docker.DockerClient, progress: Progress) -> preflight.Known:

@@ -14,7 +14,7 @@ from relayctl.prerequisites.docker_engine import DockerEngine
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
 from relayctl.relay_check import has_ipv6
-from settings.model import CADDY_IMAGE, Caddy, Derper, Network, Volumes
+from settings.model import CADDY_IMAGE, Caddy, Derper, Network
 from settings.reader import PROJECT, stack_file
 
 NAME = "local"
@@ -32,7 +32,6 @@ _OWN_NAMES: dict[str, dict[str, object]] = {
     "derper": {"containerName": "derper-local"},
     "caddy": {"containerName": "caddy-local"},
     "network": {"name": "shared_bridge_local"},
-    "volumes": {"prefix": "derp-relays_local_"},
 }
 
 
@@ -88,14 +87,11 @@ def write_if_missing(engine: DockerEngine, progress: Progress) -> None:
 def _of_other_stacks(client: docker.DockerClient) -> list[str]:
     """Return what has a default name and is not the local stack's, a phrase each."""
     containers = {Derper().container_name, Caddy().container_name}
-    prefix = Volumes().prefix
     found = []
     for container in client.containers.list(all=True):
         if container.labels.get(STACK_LABEL) == NAME:
             continue
-        # Folders of the host that are mounted have no name.
-        mounted = {str(mount.get("Name", "")) for mount in container.attrs["Mounts"]}
-        if container.name in containers or any(name.startswith(prefix) for name in mounted):
+        if container.name in containers:
             found.append(f"the container {container.name}")
     for network in client.networks.list(names=[Network().name]):
         labels = network.attrs.get("Labels") or {}

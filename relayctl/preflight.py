@@ -19,10 +19,11 @@ STACK_LABEL = "derp-relays.stack"
 
 @dataclass(frozen=True)
 class Known:
-    """What the stack's state knows of: ids of its ``containers`` and ``networks`` on the engine."""
+    """What the stack's state knows of on the engine: ids, and for volumes names."""
 
     containers: frozenset[str]
     networks: frozenset[str]
+    volumes: frozenset[str] = frozenset()
 
     @classmethod
     def from_deployment(cls, deployment: Mapping[str, object] | None) -> Known:
@@ -33,7 +34,11 @@ class Known:
         def ids(type_: str) -> frozenset[str]:
             return frozenset(str(r["id"]) for r in resources if r.get("type") == type_ and r.get("id"))
 
-        return cls(ids("docker:index/container:Container"), ids("docker:index/network:Network"))
+        return cls(
+            ids("docker:index/container:Container"),
+            ids("docker:index/network:Network"),
+            ids("docker:index/volume:Volume"),
+        )
 
     @classmethod
     def of_engine(cls, stack: str, client: docker.DockerClient) -> Known:
@@ -69,6 +74,17 @@ def remove_leftovers(stack: str, known: Known, client: docker.DockerClient, prog
         if network.id not in known.networks:
             progress.say(f"Removing the network {network.name}, which an interrupted update left.")
             network.remove()
+
+
+def adopted_volumes(stack: str, settings: Settings, known: Known, client: docker.DockerClient) -> list[str]:
+    """Return the volumes that `up` would make, but that are there already and not known to be the stack's.
+
+    Docker gives one that exists to who asks for it: what is in it is used, and
+    `down` with volumes removes it.
+    """
+    there = {volume.name for volume in client.volumes.list()}
+    wanted = set(settings.volumes.names(stack).values())
+    return sorted((wanted & there) - known.volumes)
 
 
 def check(settings: Settings, known: Known, client: docker.DockerClient, where: str) -> None:

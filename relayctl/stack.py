@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import hashlib
 import json
 import os
 import re
@@ -69,22 +70,41 @@ def run_folder() -> Path:
     return folder
 
 
+def state_copy(stack: str) -> Path:
+    """Return the path of the copy of the state of ``stack``, another one for each Pulumi backend."""
+    backend = hashlib.sha256(os.environ.get("PULUMI_BACKEND_URL", "").encode()).hexdigest()[:8]
+    return run_folder() / f"{stack}-{backend}.json"
+
+
 class UpdateFailedError(PrerequisiteError):
     """Pulumi could not do what it was asked; the message holds what it says of the reason, once."""
+
+
+class StackMissingError(UpdateFailedError):
+    """There is no such stack in Pulumi's backend."""
 
 
 class RelayStack:
     """A stack that exists, with what Pulumi needs in its environment."""
 
-    def __init__(self, name: str, cli: PulumiCli, environment: Mapping[str, str], progress: Progress) -> None:
-        """Select the stack ``name``, or make it; ``environment`` is added to the command line's own.
+    def __init__(
+        self,
+        name: str,
+        cli: PulumiCli,
+        environment: Mapping[str, str],
+        progress: Progress,
+        *,
+        make: bool = True,
+    ) -> None:
+        """Select the stack ``name``, or ``make`` it; ``environment`` is added to the command line's own.
 
-        Raises ``UpdateFailedError`` with Pulumi's message if it cannot.
+        Raises ``StackMissingError`` if there is none to select, ``UpdateFailedError``
+        with Pulumi's message if it cannot for another reason.
         """
         self.name = name
         self.progress = progress
-        self._copy = run_folder() / f"{name}.json"
-        self._unfinished = run_folder() / f"{name}.unfinished"
+        self._copy = state_copy(name)
+        self._unfinished = self._copy.with_suffix(".unfinished")
         # The command is found by PATH, as its language host is.
         os.environ["PATH"] = cli.environment["PATH"]
         self._command = pulumi_process.PulumiProcess(progress)
@@ -95,7 +115,10 @@ class RelayStack:
         )
         try:
             workspace = automation.LocalWorkspace(**vars(options))
-            self._stack = automation.Stack.create_or_select(name, workspace)
+            open_stack = automation.Stack.create_or_select if make else automation.Stack.select
+            self._stack = open_stack(name, workspace)
+        except automation.StackNotFoundError as error:
+            raise StackMissingError(f"there is no stack {name}", f"make up STACK={name}") from error
         except automation.CommandError as error:
             raise UpdateFailedError(
                 f"Pulumi cannot open the stack {name}: {_message(error)}",
@@ -113,7 +136,7 @@ class RelayStack:
         """
         mend = "see Pulumi's message; docs/state.md tells of backends and passphrases"
         try:
-            exported = self._locked(self._stack.export_stack, mend)
+            exported = self._run("stack", "export", mend=mend)
         except UpdateFailedError as error:
             if _STATE_NOT_READ not in error.what or not self._copy.exists():
                 raise
@@ -122,15 +145,16 @@ class RelayStack:
                 f" going on from the copy in {self._copy}."
             )
             self._run("stack", "import", "--file", str(self._copy))
-            exported = self._locked(self._stack.export_stack, mend)
+            exported = self._run("stack", "export", mend=mend)
         self._keep(exported)
-        return exported.deployment or {}
+        return json.loads(exported).get("deployment") or {}
 
-    def _keep(self, exported: automation.Deployment) -> None:
-        content = json.dumps({"version": exported.version, "deployment": exported.deployment})
+    def _keep(self, exported: str) -> None:
         with disk_full_explained(self._copy):
             unfinished = self._copy.with_suffix(".new")
-            unfinished.write_text(content)
+            # Secrets in it are encrypted; the rest is nobody else's business either.
+            unfinished.touch(mode=0o600)
+            unfinished.write_text(exported)
             unfinished.replace(self._copy)
 
     def settle(self, gone: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any]:
@@ -203,13 +227,13 @@ class RelayStack:
             self._run("stack", "rm", self.name, "--yes", "--preserve-config")
             self._copy.unlink(missing_ok=True)
 
-    def _run(self, *arguments: str) -> None:
+    def _run(self, *arguments: str, mend: str = "see Pulumi's message; then run it again") -> str:
+        """Run ``pulumi ARGUMENTS`` for the stack and return what it printed."""
         where = [] if "rm" in arguments else ["--stack", self.name]
         environment = dict(self._stack.workspace.env_vars)
-        self._locked(
-            lambda: self._command.run([*arguments, *where], str(PROJECT_FOLDER), environment),
-            f"`pulumi {' '.join(arguments)}` failed",
-        )
+        return self._locked(
+            lambda: self._command.run([*arguments, *where], str(PROJECT_FOLDER), environment), mend
+        ).stdout
 
     def _changing(
         self,

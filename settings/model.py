@@ -266,12 +266,15 @@ class Network(_Model):
         return self
 
 
+_VOLUMES = ("derp_certs", "derp_data", "caddy_etc", "caddy_srv", "caddy_data", "caddy_config")
+
+
 class Volumes(_Model):
     """Give the volumes as a group, such as {prefix: relay_, protect: true}."""
 
     prefix: Annotated[
-        str, Field(description="Give the start of all volumes' names, such as relay_; or ''.")
-    ] = "derp-relays_"
+        str | None, Field(description="Give the start of all volumes' names, such as relay_; or ''.")
+    ] = None
     protect: Annotated[
         bool,
         Field(
@@ -281,10 +284,19 @@ class Volumes(_Model):
 
     @field_validator("prefix")
     @classmethod
-    def _prefix(cls, value: str) -> str:
+    def _prefix(cls, value: str | None) -> str | None:
         if value:
             _docker_name(value + "derp_data")
         return value
+
+    def names(self, stack: str) -> dict[str, str]:
+        """Return the names on the engine of the volumes of ``stack``, by what they are for.
+
+        Without a prefix of the user's each stack has its own, so that two on one
+        host do not share keys.
+        """
+        prefix = f"derp-relays-{stack}_" if self.prefix is None else self.prefix
+        return {use: prefix + use for use in _VOLUMES}
 
 
 class _Container(_Model):

@@ -265,6 +265,36 @@ def test_stopped_and_removed_by_hand(checkout: Checkout) -> None:
     assert {container.name for container in client.containers.list()} == {DERPER, CADDY}
 
 
+def test_bad_settings_do_not_keep_a_stack_up_and_down_twice_is_no_error(checkout: Checkout) -> None:
+    checkout.write_stack({**SETTINGS, "domain": "no"})
+    done = checkout.relayctl("down", STACK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "'no' is a name without a domain" in done.stdout
+    assert {DERPER, CADDY}.isdisjoint(c.name for c in checkout.host.client().containers.list(all=True))
+    checkout.write_stack(SETTINGS)
+    for said in ("Its volumes are gone too", "there is nothing to take down"):
+        done = checkout.relayctl("down", STACK, "--volumes")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert said in done.stdout
+    assert not [v.name for v in checkout.host.client().volumes.list() if v.name.startswith("relay-test_")]
+
+
+def test_volumes_that_were_there_are_told(checkout: Checkout) -> None:
+    checkout.host.client().volumes.create("relay-test_derp_data")
+    done = checkout.relayctl("up", STACK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = "Volumes that are there already are used, with what is in them: relay-test_derp_data."
+    assert said in " ".join(done.stdout.split())
+    again = checkout.relayctl("up", STACK)
+    assert "there already" not in again.stdout
+
+
+def test_the_copy_of_the_state_is_for_its_owner_alone(checkout: Checkout) -> None:
+    copies = list((checkout.folder / ".relayctl").glob("*.json"))
+    assert copies
+    assert all(path.stat().st_mode & 0o077 == 0 for path in copies)
+
+
 def test_containers_that_do_not_run_well_show_their_last_words(host: DockerHost, foreign_image: str) -> None:
     """As after an update in which they did not become healthy, which takes two minutes to be told."""
     client = host.client()

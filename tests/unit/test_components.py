@@ -71,7 +71,7 @@ def test_volumes_are_protected_and_carry_nothing_whose_change_would_replace_them
     assert len(volumes) == 6
     for volume in volumes:
         assert volume.request.protect, volume.name
-        assert volume.inputs == {"name": f"derp-relays_{volume.name}"}
+        assert volume.inputs == {"name": f"derp-relays-test_{volume.name}"}
 
 
 def test_protection_and_names_of_volumes_are_settings() -> None:
@@ -158,7 +158,10 @@ def test_derper_by_flags_speaks_plain_http_and_keeps_its_key() -> None:
         "-c=/app/data/derper.key",
         "-certdir=/app/certs",
     ]
-    assert mounts(derper) == {"/app/certs": "derp-relays_derp_certs", "/app/data": "derp-relays_derp_data"}
+    assert mounts(derper) == {
+        "/app/certs": "derp-relays-test_derp_certs",
+        "/app/data": "derp-relays-test_derp_data",
+    }
     assert ports(derper) == {("0.0.0.0", 3478, "3478/udp"), ("::", 3478, "3478/udp")}
     assert derper.inputs["healthcheck"]["tests"][1:] == [
         "/usr/local/bin/healthcheck",
@@ -177,7 +180,7 @@ def test_derper_by_environment_gets_no_flags_and_its_key_folder_is_kept() -> Non
     )
     assert "command" not in derper.inputs
     assert derper.inputs["envs"][:2] == ["DERP_DOMAIN=derp.example.com", "DERP_ADDR=:80"]
-    assert mounts(derper)["/var/lib/derper"] == "derp-relays_derp_data"
+    assert mounts(derper)["/var/lib/derper"] == "derp-relays-test_derp_data"
     assert "healthcheck" not in derper.inputs
 
 
@@ -221,10 +224,10 @@ def test_caddy_has_its_ports_folders_capability_and_a_way_to_the_host() -> None:
         for port, inside in ((80, "80/tcp"), (443, "443/tcp"), (443, "443/udp"))
     }
     assert mounts(caddy) == {
-        "/etc/caddy": "derp-relays_caddy_etc",
-        "/srv": "derp-relays_caddy_srv",
-        "/data": "derp-relays_caddy_data",
-        "/config": "derp-relays_caddy_config",
+        "/etc/caddy": "derp-relays-test_caddy_etc",
+        "/srv": "derp-relays-test_caddy_srv",
+        "/data": "derp-relays-test_caddy_data",
+        "/config": "derp-relays-test_caddy_config",
     }
     assert caddy.inputs["capabilities"] == {"adds": ["CAP_NET_ADMIN"]}
     assert caddy.inputs["hosts"] == [{"host": "host.docker.internal", "ip": "host-gateway"}]

@@ -109,10 +109,8 @@ def test_no_ipv6_address_is_told_where_this_machine_has_none(write: Write) -> No
     assert settings.host.ipv6 is None
 
 
-def container(name: str, stack: str = "", volume: str = "") -> SimpleNamespace:
-    labels = {"derp-relays.stack": stack} if stack else {}
-    mounts = [{"Type": "bind"}, {"Type": "volume", "Name": volume}] if volume else []
-    return SimpleNamespace(name=name, labels=labels, attrs={"Mounts": mounts})
+def container(name: str, stack: str = "") -> SimpleNamespace:
+    return SimpleNamespace(name=name, labels={"derp-relays.stack": stack} if stack else {})
 
 
 def network(name: str, stack: str = "") -> SimpleNamespace:
@@ -124,31 +122,27 @@ def network(name: str, stack: str = "") -> SimpleNamespace:
     [
         ({"containers": [container("caddy", "home")]}, "the container caddy"),
         ({"containers": [container("derper")]}, "the container derper"),
-        ({"containers": [container("x", "home", "derp-relays_caddy_data")]}, "the container x"),
         ({"networks": [network("shared_bridge")]}, "the network shared_bridge"),
     ],
 )
-def test_another_stacks_names_and_volumes_are_left_to_it(
-    write: Write, there: dict[str, Any], told: str
-) -> None:
+def test_another_stacks_names_are_left_to_it(write: Write, there: dict[str, Any], told: str) -> None:
     assert told in write(**there)
     settings = read_stack_file("local")
     assert settings.derper.container_name == "derper-local"
     assert settings.caddy.container_name == "caddy-local"
     assert settings.network.name == "shared_bridge_local"
-    assert settings.volumes.prefix == "derp-relays_local_"
 
 
 def test_the_local_stacks_own_names_and_those_of_strangers_change_nothing(write: Write) -> None:
     write(
         containers=[
-            container("caddy", "local", "derp-relays_caddy_data"),
-            container("blog", "", "blog_data"),
+            container("caddy", "local"),
+            container("blog"),
         ],
         networks=[network("shared_bridge", "local"), network("shared_bridge_2")],
     )
     settings = read_stack_file("local")
-    assert (settings.caddy.container_name, settings.volumes.prefix) == ("caddy", "derp-relays_")
+    assert settings.caddy.container_name == "caddy"
     assert settings.network.name == "shared_bridge"
 
 
