@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
-
 import pulumi
 import pulumi_docker as docker
 
 from components.host import Host, on_host
 from settings import Settings
-
-
-def unique_local_subnet(*names: str) -> str:
-    """Return the /64 that belongs to ``names``, in fd00::/8 (RFC 4193).
-
-    Engines older than 27 choose no IPv6 subnet themselves. The 40 bits that
-    RFC 4193 wants random are a hash of the names, so that a stack keeps its
-    subnet and two stacks do not share one.
-    """
-    digest = hashlib.sha256("/".join(names).encode()).digest()
-    prefix = bytes([0xFD]) + digest[:5]
-    return str(ipaddress.IPv6Network((prefix.ljust(16, b"\0"), 64)))
 
 
 class RelayNetwork(pulumi.ComponentResource):
@@ -44,9 +29,7 @@ class RelayNetwork(pulumi.ComponentResource):
         if wanted.external:
             self.name = wanted.name
         else:
-            subnet = wanted.ipv6_subnet or unique_local_subnet(
-                pulumi.get_project(), pulumi.get_stack(), wanted.name
-            )
+            subnet = wanted.subnet(pulumi.get_stack())
             network = docker.Network(
                 name,
                 name=wanted.name,

@@ -63,6 +63,8 @@ def up(stack: str) -> None:
             _bring_images(stack, settings, engine, progress)
             known = _true_state(opened, client, progress)
             preflight.check(settings, known, client, _where(stack))
+            going = preflight.networks_that_would_go(stack, settings, known, client)
+            preflight.check_networks_are_free(going, client)
             adopted = preflight.adopted_volumes(stack, settings, known, client)
             if adopted:
                 progress.warn(
@@ -78,6 +80,13 @@ def up(stack: str) -> None:
         root = relay_check.save_root_certificate(settings, stack, client)
         findings = relay_check.check(settings, root, progress)
         title = f"{settings.domain}, as clients see it"
+        statuses = {finding.status for finding in findings}
+        if statuses == {probe.Status.SKIPPED}:
+            raise PrerequisiteError(
+                "the relay runs, but this machine has no route to"
+                f" {' or '.join(relay_check.addresses(settings))}, so it could not be checked",
+                "see from another machine: python -m probe (docs/derp-map.md)",
+            )
         if not probe.is_up(findings):
             progress.console.print(findings_table(title, findings))
             raise PrerequisiteError(
@@ -110,7 +119,8 @@ def down(stack: str, *, volumes: bool) -> None:
         client = engine.client()
         try:
             with _opened(stack, engine, settings, progress, make=False) as opened:
-                _true_state(opened, client, progress)
+                known = _true_state(opened, client, progress)
+                preflight.check_networks_are_free(known.networks, client)
                 with progress.step(f"Taking down the stack {stack}"), opened.changes_noted():
                     opened.destroy(volumes=volumes)
         except StackMissingError:
@@ -125,7 +135,8 @@ def down(stack: str, *, volumes: bool) -> None:
             )
         else:
             progress.say(
-                "Volumes with certificates and keys are kept; `make down ARGS=--volumes` removes them."
+                "Volumes with certificates and keys are kept;"
+                f" `{_make('down', stack)} ARGS=--volumes` removes them."
             )
 
 
@@ -170,6 +181,11 @@ def _errors_for_people() -> Iterator[Progress]:
         progress.console.print("[bold red]error:[/]", end=" ")
         progress.say(f"Docker: {error}")
         sys.exit(1)
+
+
+def _make(target: str, stack: str) -> str:
+    """Return the command that a user gives for ``stack``."""
+    return f"make {target}" if stack == local_stack.NAME else f"make {target} STACK={stack}"
 
 
 def _where(stack: str) -> str:
@@ -312,7 +328,8 @@ def _tell_what_next(
     progress.say(json.dumps(policy, indent=2))
     progress.say(
         "What next:\n"
-        f"  edit {_where(stack)} and run `make up` again: more sites, other names (docs/settings.md)\n"
+        f"  edit {_where(stack)} and run `{_make('up', stack)}` again: more sites, other names"
+        " (docs/settings.md)\n"
         '  a relay for your tailnet: README, "A real server"\n'
-        "  remove all this: make down"
+        f"  remove all this: {_make('down', stack)}"
     )

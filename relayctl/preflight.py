@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import docker
@@ -96,8 +96,8 @@ def check(settings: Settings, known: Known, client: docker.DockerClient, where: 
     if found:
         raise PrerequisiteError(
             f"{where} does not fit this machine; nothing was changed\n"
-            + "\n".join(f"  {what}" for what, _ in found),
-            "\n".join(dict.fromkeys(mend for _, mend in found)),
+            + "\n".join(f"  {what}:\n    {mend}" for what, mend in found),
+            "do what stands under each, then run it again",
         )
 
 
@@ -115,11 +115,13 @@ def _names(settings: Settings, known: Known, client: docker.DockerClient) -> Ite
         if other is None or other.id in known.containers:
             continue
         whose = f"which is not this stack's ({other.image_reference})"
+        remedy = f"remove it (docker rm -f {name})"
         if other.stack:
             whose = f"which the stack {other.stack} made, as another user, clone or Pulumi backend knows it"
+            remedy = f"take that stack down where it was brought up (make down STACK={other.stack})"
         yield (
             f"there is a container {name} already, {whose}",
-            f"remove it (docker rm -f {name}), or set {key}.containerName to another name",
+            f"{remedy}, or set {key}.containerName to another name",
         )
     # The engine's own filter takes a part of a name for the whole.
     networks = client.networks.list(names=[settings.network.name])
@@ -127,7 +129,10 @@ def _names(settings: Settings, known: Known, client: docker.DockerClient) -> Ite
     if settings.network.external and not same_name:
         yield (
             f"there is no network {settings.network.name}, and network.external says that there is",
-            f"make it (docker network create --ipv6 {settings.network.name}), or set network.external: false",
+            (
+                f"make it (docker network create --ipv6 --subnet fd12:3456:789a:1::/64"
+                f" {settings.network.name}), or set network.external: false"
+            ),
         )
     if not settings.network.external and any(network.id not in known.networks for network in same_name):
         yield (
@@ -163,4 +168,41 @@ def _ports(settings: Settings, known: Known, client: docker.DockerClient) -> Ite
     for key, port, protocol in wanted:
         holder = ports.holder(port, protocol, client, own_containers=own)
         if holder is not None:
-            yield str(holder), f"end it, or set {key} to another port"
+            yield str(holder), f"end that, or set {key} to another port"
+
+
+def networks_that_would_go(
+    stack: str, settings: Settings, known: Known, client: docker.DockerClient
+) -> frozenset[str]:
+    """Return the ids of the stack's networks that an update would remove or replace."""
+    wanted = settings.network
+    going = set()
+    for network in client.networks.list(ids=list(known.networks)) if known.networks else []:
+        subnets = {config.get("Subnet") for config in network.attrs["IPAM"]["Config"] or []}
+        kept = network.name == wanted.name and not wanted.external
+        if not kept or (wanted.subnet(stack) in subnets) != wanted.ipv6:
+            going.add(str(network.id))
+    return frozenset(going)
+
+
+def check_networks_are_free(networks: Collection[str], client: docker.DockerClient) -> None:
+    """Raise ``PrerequisiteError`` if containers of others are on ``networks``, which are to go.
+
+    Docker removes no network that is in use, and would say so only after the
+    relay's own containers are gone.
+    """
+    problems = []
+    for network_id in networks:
+        try:
+            attrs = client.networks.get(network_id).attrs
+        except docker.errors.NotFound:
+            continue
+        for container_id, endpoint in (attrs["Containers"] or {}).items():
+            labels = client.containers.get(container_id).labels
+            if STACK_LABEL not in labels:
+                problems.append(f"docker network disconnect {attrs['Name']} {endpoint['Name']}")
+    if problems:
+        raise PrerequisiteError(
+            "the stack's network has to go, and containers of others are on it; nothing was changed",
+            "\n    ".join([*problems, "then run it again, and connect them to the new network"]),
+        )

@@ -308,6 +308,8 @@ class _Account:
             self._repeats = line.strip() == "Diagnostics:"
         # Lines that start with @ are what a terminal shows as moving dots.
         quiet = not line.strip() or line.startswith("@") or "pulumi:pulumi:Stack" in line
+        # What to do with what is left of a stack is told by who asked for it to go.
+        quiet = quiet or "pulumi stack rm" in line or "resources in the stack have been deleted" in line
         text = _ERROR_IN_STEP.sub("", line.rstrip())
         if not self._repeats and not quiet and text not in self._shown:
             self._shown.add(text)

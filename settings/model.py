@@ -6,6 +6,7 @@ value is missing or of the wrong type. Names in stack files are in camelCase.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from pathlib import Path
@@ -215,6 +216,18 @@ def _literal(value: str, version: Literal[4, 6]) -> str:
     return str(address)
 
 
+def unique_local_subnet(*names: str) -> str:
+    """Return the /64 that belongs to ``names``, in fd00::/8 (RFC 4193).
+
+    Engines older than 27 choose no IPv6 subnet themselves. The 40 bits that
+    RFC 4193 wants random are a hash of the names, so that a stack keeps its
+    subnet and two stacks do not share one.
+    """
+    digest = hashlib.sha256("/".join(names).encode()).digest()
+    prefix = bytes([0xFD]) + digest[:5]
+    return str(ipaddress.IPv6Network((prefix.ljust(16, b"\0"), 64)))
+
+
 class Network(_Model):
     """Give the network as a group, such as {name: shared_bridge}."""
 
@@ -264,6 +277,10 @@ class Network(_Model):
         if self.ipv6_subnet and not self.ipv6:
             reject("has an ipv6Subnet, but ipv6 is false", "Leave ipv6Subnet out, or set ipv6: true.")
         return self
+
+    def subnet(self, stack: str) -> str:
+        """Return the IPv6 subnet that the network of ``stack`` is made with."""
+        return self.ipv6_subnet or unique_local_subnet("derp-relays", stack, self.name)
 
 
 _VOLUMES = ("derp_certs", "derp_data", "caddy_etc", "caddy_srv", "caddy_data", "caddy_config")

@@ -236,6 +236,32 @@ def test_with_all_out_of_the_way_it_works_even_behind_a_broken_proxy(checkout: C
         checkout.environment = kept
 
 
+def test_others_on_the_network_that_has_to_go_are_told_before_anything_goes(
+    checkout: Checkout, foreign_image: str
+) -> None:
+    docker = checkout.host.client()
+    other = docker.containers.create(foreign_image, name="blog", network=NETWORK)
+    other.start()
+    before = engine(checkout.host)
+    remedy = f"docker network disconnect {NETWORK} blog"
+    try:
+        checkout.write_stack(
+            {**SETTINGS, "network": {"name": NETWORK, "ipv6Subnet": "fd12:3456:789a:1::/64"}}
+        )
+        refused(checkout).names("containers of others are on it", remedy)
+        checkout.write_stack(SETTINGS)
+        done = checkout.relayctl("down", STACK)
+        assert done.returncode == 1
+        assert remedy in done.stdout
+        assert engine(checkout.host) == before
+        # What keeps the network is left alone.
+        done = checkout.relayctl("up", STACK)
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        checkout.write_stack(SETTINGS)
+        other.remove(force=True)
+
+
 def test_a_stack_of_the_same_name_that_another_state_knows_is_left_alone(
     checkout: Checkout, tmp_path: Path
 ) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pulumi
 import pytest
 
-from components.network import unique_local_subnet
 from images import built_image
+from settings.model import unique_local_subnet
 from tests.unit.declared import MINIMAL, Declared, declare
 
 
