@@ -67,7 +67,10 @@ def has_ipv6() -> bool:
 
 
 def check(settings: Settings, root: Path | None, progress: Progress) -> list[probe.Finding]:
-    """Check the relay until it is up or a minute has passed, and return what was found last."""
+    """Check the relay until it is up or a minute has passed, and return what was found last.
+
+    All is skipped where this machine has no route to the relay's addresses.
+    """
     relay = probe.Relay(
         domain=settings.domain,
         addresses=addresses(settings),
@@ -82,6 +85,10 @@ def check(settings: Settings, root: Path | None, progress: Progress) -> list[pro
             bad = [f.check.value for f in findings if f.status is probe.Status.FAILED]
             step.detail = f"attempt {number}: {_told(list(dict.fromkeys(bad)))}"
 
+        first = probe.check_relay(relay)
+        if all(finding.status is probe.Status.SKIPPED for finding in first):
+            # There is no way from here to the relay's addresses, and waiting makes none.
+            return first
         return probe.wait_until_up(relay, timeout=_PATIENCE, on_attempt=attempted)
 
 
