@@ -28,8 +28,9 @@ test-unit:
 	@./setup.sh --dev
 	$(PYTHON) -m pytest tests/unit --numprocesses=auto $(ARGS)
 
+# two files at a time, each with hosts of its own: most of the time goes in waiting for containers
 test-engine test-relay: prepare-tests
-	$(PYTHON) -m pytest tests/$(@:test-%=%) $(ARGS)
+	$(PYTHON) -m pytest tests/$(@:test-%=%) --numprocesses=2 --dist=loadfile $(ARGS)
 
 # the Docker engine, Pulumi and the relay's programs, which `make up` would bring
 prepare-tests:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from relayctl.prerequisites import go_programs
+from relayctl.prerequisites import go_programs, provider_plugins
 from relayctl.prerequisites.progress import Progress
 from tests.checkout import STACK, Checkout
 from tests.docker_host import DockerHost
@@ -123,6 +123,13 @@ def test_up_ends_with_checks_an_address_and_a_derp_map(relay: RunningRelay) -> N
     assert node["HostName"] == DOMAIN
     assert (node["IPv4"], node["IPv6"]) == (relay.outside.here_ipv4, relay.outside.here_ipv6)
     assert node["CanPort80"]
+    for command in (f"make up STACK={STACK}", f"make down STACK={STACK}"):
+        assert command in relay.said
+
+
+def test_a_stand_in_is_announced_and_only_where_it_is_used(relay: RunningRelay) -> None:
+    plugin = provider_plugins.find("docker", relay.checkout.cli, Progress())
+    assert ("STAND-IN IN USE" in relay.said) is not plugin.installed
 
 
 def test_a_client_outside_finds_all_right_and_learns_its_own_addresses(relay: RunningRelay) -> None:
