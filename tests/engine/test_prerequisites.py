@@ -36,7 +36,10 @@ QUIET = Progress(Console(quiet=True))
 # ELF header, field e_machine: https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html
 MACHINES = {"amd64": 62, "arm64": 183}
 
+# Shells have what they start in the background ignore Ctrl-C, and that is inherited.
 BUILD = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from relayctl.prerequisites import go_programs
 from relayctl.prerequisites.progress import Progress
 print(go_programs.build("healthcheck", Progress()))
