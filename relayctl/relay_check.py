@@ -12,9 +12,9 @@ import docker.errors
 from rich.table import Table
 
 import probe
-from images.recipe import cache_folder
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
+from relayctl.stack import state_copy
 from settings import Settings
 
 # Where Caddy keeps its own authority's root (caddyserver.com/docs/conventions#data-directory).
@@ -26,7 +26,7 @@ _PATIENCE = 60.0
 def save_root_certificate(settings: Settings, stack: str, client: docker.DockerClient) -> Path | None:
     """Copy the root of Caddy's own authority out of its container; ``None`` for other certificates.
 
-    The file is ``ca/<stack>.pem`` in the cache folder. Raises
+    The file stands beside the copy of the stack's state. Raises
     ``PrerequisiteError`` if the container or the certificate is not there.
     """
     if settings.certificate.source != "internal":
@@ -42,8 +42,7 @@ def save_root_certificate(settings: Settings, stack: str, client: docker.DockerC
         member = archive.extractfile(archive.getmembers()[0])
         assert member is not None  # noqa: S101 - the path names a file
         content = member.read()
-    path = cache_folder() / "ca" / f"{stack}.pem"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = state_copy(stack).with_suffix(".pem")
     path.write_bytes(content)
     return path
 

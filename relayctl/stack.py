@@ -7,7 +7,9 @@ import datetime as dt
 import hashlib
 import json
 import os
+import pwd
 import re
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +29,7 @@ from relayctl.prerequisites.errors import (
 )
 from relayctl.prerequisites.progress import Progress
 from relayctl.prerequisites.pulumi_cli import PulumiCli
+from settings import PROJECT
 from settings.model import PROJECT_FOLDER
 
 T = TypeVar("T")
@@ -116,7 +119,14 @@ class RelayStack:
         try:
             workspace = automation.LocalWorkspace(**vars(options))
             open_stack = automation.Stack.create_or_select if make else automation.Stack.select
-            self._stack = open_stack(name, workspace)
+            try:
+                self._stack = open_stack(name, workspace)
+            except automation.CommandError as error:
+                if _STATE_NOT_READ not in str(error) or not self._set_state_aside():
+                    raise
+                self._stack = automation.Stack.create_or_select(name, workspace)
+                if self._copy.exists():
+                    self._run("stack", "import", "--file", str(self._copy))
         except automation.StackNotFoundError as error:
             raise StackMissingError(f"there is no stack {name}", f"make up STACK={name}") from error
         except automation.CommandError as error:
@@ -124,6 +134,31 @@ class RelayStack:
                 f"Pulumi cannot open the stack {name}: {_message(error)}",
                 "see Pulumi's message; docs/state.md tells of backends and passphrases",
             ) from error
+
+    def _set_state_aside(self) -> bool:
+        """Move a state file that is no JSON out of the way, and tell whether there was one.
+
+        Pulumi's file backend writes it in place: a kill leaves it empty, and the
+        stack could not be opened again. What was made is in the copy or, if the
+        stack was just being made, nothing.
+        """
+        url = os.environ.get("PULUMI_BACKEND_URL") or "file://~"
+        if not url.startswith("file://"):
+            return False
+        # Pulumi takes ~ for the account's home folder, whatever HOME is.
+        root = re.sub(r"\A~", pwd.getpwuid(os.getuid()).pw_dir, url.removeprefix("file://"))
+        path = Path(root) / ".pulumi" / "stacks" / PROJECT / f"{self.name}.json"
+        try:
+            json.loads(path.read_bytes())
+        except ValueError:
+            aside = self._copy.with_suffix(".damaged")
+            self.progress.warn(f"The state of {self.name} was cut short by a kill; it is kept as {aside}.")
+            shutil.move(path, aside)
+            self._unfinished.touch()
+            return True
+        except OSError:
+            return False
+        return False
 
     def deployment(self) -> Mapping[str, Any]:
         """Return the stack's state as Pulumi exports it; keep a copy of it.

@@ -370,6 +370,17 @@ def test_state_and_lock_that_a_full_disk_cut_short(checkout: Checkout) -> None:
     assert engine(checkout.host) == ids
 
 
+def test_a_state_file_that_a_kill_left_empty(checkout: Checkout) -> None:
+    done = checkout.relayctl("up", STACK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    before = engine(checkout.host)
+    next(iter(checkout.folder.glob(f"state/.pulumi/stacks/*/{STACK}.json"))).write_bytes(b"")
+    done = checkout.relayctl("up", STACK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "was cut short by a kill" in done.stdout
+    assert engine(checkout.host) == before
+
+
 def test_disk_full_where_pulumi_keeps_the_state(checkout: Checkout, tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "state", tmp_path], check=True)
     kept = dict(checkout.environment)
