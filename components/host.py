@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Any, Protocol
 
 import pulumi
 import pulumi_docker as docker
 
+from images.recipe import host_goarch
 from settings import Settings
-
-# Go's names for what the kernel calls its architecture (go.dev/doc/install/source#environment).
-_GOARCH = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
 
 class Host(Protocol):
@@ -56,6 +53,5 @@ class LocalHost(pulumi.ComponentResource):
         )
         self.ipv4 = settings.host.ipv4
         self.ipv6 = settings.host.ipv6
-        machine = platform.machine().lower()
-        self.goarch = _GOARCH.get(machine, machine)
+        self.goarch = host_goarch()
         self.register_outputs({"ipv4": self.ipv4, "ipv6": self.ipv6})

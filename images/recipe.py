@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,12 @@ MODULES: dict[Program, str] = {
     "derper": "tailscale.com",
     "caddy": "github.com/caddyserver/caddy/v2",
 }
+
+
+def host_goarch() -> str:
+    """Return this machine's processor architecture by Go's name, such as ``amd64``."""
+    machine = platform.machine().lower()
+    return {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}.get(machine, machine)
 
 
 def cache_folder() -> Path:

@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable
 
+from images.recipe import host_goarch
 from relayctl.prerequisites import docker_engine, go_programs, image_contexts, provider_plugins, pulumi_cli
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.packages import install
@@ -53,7 +54,7 @@ def _pulumi(progress: Progress) -> None:
 
 
 def _built(progress: Progress) -> None:
-    goarch = go_programs.host_goarch()
+    goarch = host_goarch()
     steps: list[Callable[[], object]] = [
         lambda: image_contexts.fill("derper", progress, goarch=goarch),
         lambda: image_contexts.fill("caddy", progress, goarch=goarch),

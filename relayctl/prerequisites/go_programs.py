@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from images.recipe import ROOT, cache_folder
+from images.recipe import ROOT, cache_folder, host_goarch
 from relayctl.prerequisites import cache
 from relayctl.prerequisites.commands import run
 from relayctl.prerequisites.errors import CommandFailedError, PrerequisiteError, VersionNotFoundError
@@ -100,12 +99,6 @@ class Go:
 
     path: Path
     version: str
-
-
-def host_goarch() -> str:
-    """Return this machine's processor architecture by Go's name, such as ``amd64``."""
-    machine = platform.machine().lower()
-    return {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}.get(machine, machine)
 
 
 def version_of(name: Name) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from images.recipe import cache_folder
+from images.recipe import cache_folder, host_goarch
 from relayctl.prerequisites import cache, go_programs
 from relayctl.prerequisites.commands import run
 from relayctl.prerequisites.errors import CommandFailedError, PrerequisiteError
@@ -115,7 +115,7 @@ def _on_path(progress: Progress) -> tuple[Path, str, str] | None:
 
 def _official() -> tuple[Path, str]:
     version = importlib.metadata.version("pulumi")
-    return cache_folder() / "pulumi" / f"{version}-{go_programs.host_goarch()}", version
+    return cache_folder() / "pulumi" / f"{version}-{host_goarch()}", version
 
 
 def _official_is_whole(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from images.recipe import ROOT, Program
+from images.recipe import ROOT, Program, host_goarch
 from relayctl.prerequisites import (
     docker_engine,
     go_programs,
@@ -188,7 +188,7 @@ def test_go_is_brought_where_there_is_none(empty_cache: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("program", ["derper", "caddy"])
 def test_context_has_all_that_its_dockerfile_copies(program: Program) -> None:
-    image = image_contexts.fill(program, QUIET, goarch=go_programs.host_goarch())
+    image = image_contexts.fill(program, QUIET, goarch=host_goarch())
     dockerfile = (image.context / "Dockerfile").read_text()
     copied = {
         name for line in dockerfile.splitlines() if line.startswith("COPY ") for name in line.split()[1:-1]
@@ -199,7 +199,7 @@ def test_context_has_all_that_its_dockerfile_copies(program: Program) -> None:
 
 
 def test_programs_tell_their_version() -> None:
-    goarch = go_programs.host_goarch()
+    goarch = host_goarch()
     derper = image_contexts.fill("derper", QUIET, goarch=goarch)
     caddy = image_contexts.fill("caddy", QUIET, goarch=goarch)
     for program, argument, version in (

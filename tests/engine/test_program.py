@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from relayctl.prerequisites import go_programs, image_contexts
+from images.recipe import host_goarch
+from relayctl.prerequisites import image_contexts
 from relayctl.prerequisites.progress import Progress
 from tests.checkout import STACK, Checkout, Pulumi
 from tests.docker_host import DockerHost
@@ -76,7 +77,7 @@ class Engine:
 @pytest.fixture(scope="module")
 def engine(host: DockerHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     for program in ("derper", "caddy"):
-        image_contexts.fill(program, Progress(), goarch=go_programs.host_goarch())
+        image_contexts.fill(program, Progress(), goarch=host_goarch())
     checkout = Checkout.make(tmp_path_factory.mktemp("engine"), host)
     with checkout.pulumi() as pulumi:
         made = Engine(checkout, pulumi)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from images.recipe import host_goarch
 from relayctl.prerequisites import go_programs, image_contexts
 from relayctl.prerequisites.progress import Progress
 from settings import PROJECT
@@ -47,7 +48,7 @@ def checkout(host: DockerHost, tmp_path_factory: pytest.TempPathFactory) -> Chec
 
 
 def _make_images(host: DockerHost, folder: Path) -> None:
-    goarch = go_programs.host_goarch()
+    goarch = host_goarch()
     shutil.copy(go_programs.build("derper", Progress()), folder / "derper")
     subprocess.run(
         ["go", "build", "-o", str(folder / "start"), "."],

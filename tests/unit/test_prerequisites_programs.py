@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from images.recipe import ROOT, pinned_version
+from images.recipe import ROOT, host_goarch, pinned_version
 from relayctl.prerequisites import docker_engine, go_programs, provider_plugins, pulumi_cli
 from relayctl.prerequisites.cache import RememberedFailure
 from relayctl.prerequisites.errors import (
@@ -68,9 +68,7 @@ def program(tmp_path: Path) -> Callable[..., Path]:
 
 
 def brought_go(program: Callable[..., Path]) -> Path:
-    return program(
-        "go", "go version go1.27.3 linux/amd64", f"cache/go/1.27.3-{go_programs.host_goarch()}/go/bin"
-    )
+    return program("go", "go version go1.27.3 linux/amd64", f"cache/go/1.27.3-{host_goarch()}/go/bin")
 
 
 @pytest.mark.parametrize("version", ["1.26.6", "1.26.10", "1.27", "2.0"])
@@ -175,7 +173,7 @@ def test_pulumi_that_will_not_do_gives_way_to_the_cache(
     program: Callable[..., Path], says: str, status: int
 ) -> None:
     program("pulumi", says, status=status)
-    folder = f"cache/pulumi/{SDK}-{go_programs.host_goarch()}/bin"
+    folder = f"cache/pulumi/{SDK}-{host_goarch()}/bin"
     official = program("pulumi", f"v{SDK}", folder)
     language_host(program, folder)
     cli = pulumi_cli.bring(QUIET)
