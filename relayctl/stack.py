@@ -79,6 +79,31 @@ def state_copy(stack: str) -> Path:
     return run_folder() / f"{stack}-{backend}.json"
 
 
+def _state_folder() -> Path | None:
+    """Return the folder of Pulumi's file backend, or ``None`` where the state is kept elsewhere."""
+    url = os.environ.get("PULUMI_BACKEND_URL") or "file://~"
+    if not url.startswith("file://"):
+        return None
+    # Pulumi takes ~ for the account's home folder, whatever HOME is.
+    root = re.sub(r"\A~", pwd.getpwuid(os.getuid()).pw_dir, url.removeprefix("file://").partition("?")[0])
+    return Path(root) / ".pulumi"
+
+
+def _remove_cut_short_attributes() -> None:
+    """Remove what a kill left empty of the file backend's notes beside its files.
+
+    It puts each file in place whole, but writes the note on its type and sum in
+    place, ends with ``EOF`` where that is empty, and goes on without a word where
+    it is missing (https://github.com/google/go-cloud/blob/v0.46.0/blob/fileblob/attrs.go).
+    """
+    folder = _state_folder()
+    for pattern in ("meta.yaml.attrs", "stacks/**/*.attrs", "locks/**/*.attrs"):
+        for path in folder.glob(pattern) if folder else ():
+            with contextlib.suppress(FileNotFoundError):
+                if not path.stat().st_size:
+                    path.unlink()
+
+
 class UpdateFailedError(PrerequisiteError):
     """Pulumi could not do what it was asked; the message holds what it says of the reason, once."""
 
@@ -116,6 +141,7 @@ class RelayStack:
             pulumi_command=self._command,
             env_vars={**cli.environment, **environment},
         )
+        _remove_cut_short_attributes()
         try:
             workspace = automation.LocalWorkspace(**vars(options))
             open_stack = automation.Stack.create_or_select if make else automation.Stack.select
@@ -138,16 +164,13 @@ class RelayStack:
     def _set_state_aside(self) -> bool:
         """Move a state file that is no JSON out of the way, and tell whether there was one.
 
-        Pulumi's file backend writes it in place: a kill leaves it empty, and the
-        stack could not be opened again. What was made is in the copy or, if the
-        stack was just being made, nothing.
+        The stack could not be opened again. What was made is in the copy or, if
+        the stack was just being made, nothing.
         """
-        url = os.environ.get("PULUMI_BACKEND_URL") or "file://~"
-        if not url.startswith("file://"):
+        folder = _state_folder()
+        if folder is None:
             return False
-        # Pulumi takes ~ for the account's home folder, whatever HOME is.
-        root = re.sub(r"\A~", pwd.getpwuid(os.getuid()).pw_dir, url.removeprefix("file://"))
-        path = Path(root) / ".pulumi" / "stacks" / PROJECT / f"{self.name}.json"
+        path = folder / "stacks" / PROJECT / f"{self.name}.json"
         try:
             json.loads(path.read_bytes())
         except ValueError:

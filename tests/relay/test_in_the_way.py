@@ -381,6 +381,17 @@ def test_a_state_file_that_a_kill_left_empty(checkout: Checkout) -> None:
     assert engine(checkout.host) == before
 
 
+def test_notes_beside_the_state_that_a_kill_left_empty(checkout: Checkout) -> None:
+    done = checkout.relayctl("up", STACK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    before = engine(checkout.host)
+    for path in (checkout.folder / "state" / ".pulumi").rglob("*.attrs"):
+        path.write_bytes(b"")
+    done = checkout.relayctl("up", STACK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert engine(checkout.host) == before
+
+
 def test_disk_full_where_pulumi_keeps_the_state(checkout: Checkout, tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "state", tmp_path], check=True)
     kept = dict(checkout.environment)
