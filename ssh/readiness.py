@@ -1,0 +1,370 @@
+"""A bounded wait until a server answers to ssh, cloud-init is done and Docker answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tenacity
+
+from ssh.connection import Connection
+
+# Seconds. A new server at Hetzner is done after five to ten minutes
+# (https://github.com/atvirokodosprendimai/wgmesh/pull/297).
+NEW_SERVER = 900.0
+# One that exists may be restarting its engine.
+EXISTING_SERVER = 60.0
+
+# Seconds between two looks, and for one of them: ConnectTimeout is 10, and ServerAlive ends what hangs in 45.
+_POLL = 3.0
+_LOOK = 60.0
+_SSH_FAILED = 255
+_NOT_FOUND = 127
+
+# The least that the network's options (gateway addresses of both families) work with.
+_LEAST_ENGINE = (20, 10)
+# From here on a port published over IPv6 keeps the sender's address without being told to:
+# https://docs.docker.com/engine/release-notes/27/
+_IP6TABLES_BY_DEFAULT = 27
+
+# What cloud-init calls its stages: https://docs.cloud-init.io/en/latest/explanation/boot.html
+_STAGES = {
+    "init-local": "cloud-init: finding its data",
+    "init": "cloud-init: keys, users and files",
+    "modules-config": "cloud-init: package sources and settings",
+    "modules-final": "cloud-init: installing packages, Docker among them",
+}
+
+_CLOUD_INIT_LOOK = """\
+cloud-init status --format json 2>/dev/null || cloud-init status --long
+status=$?
+echo; echo ==== status.json; cat /run/cloud-init/status.json 2>/dev/null
+echo; echo ==== log; tail -n 25 /var/log/cloud-init-output.log 2>/dev/null
+exit $status
+"""
+
+
+class HostNotReadyError(Exception):
+    """A server cannot be used, or not yet: ``what`` is wrong, and how to ``mend`` it."""
+
+    def __init__(self, what: str, mend: str) -> None:
+        """Keep both; the message is ``what``, and ``mend`` on a line of its own."""
+        super().__init__(f"{what}\n  {mend}")
+        self.what = what
+        self.mend = mend
+
+
+@dataclass(frozen=True)
+class HostEngine:
+    """The Docker engine of a server.
+
+    ``version`` is such as ``29.1.3``, ``api_version`` such as ``1.52``, ``goarch``
+    its architecture by Go's name. ``ipv6`` tells whether a port published over
+    IPv6 keeps the sender's address, ``None`` where that cannot be told;
+    ``warnings`` has what works less well there, with what would mend it.
+    """
+
+    version: str
+    api_version: str
+    goarch: str
+    ipv6: bool | None
+    warnings: tuple[str, ...] = ()
+
+
+class _NotYetError(Exception):
+    """Worth another look; what it is by now, and what to say where that was the last one."""
+
+    def __init__(self, now: str, failure: HostNotReadyError) -> None:
+        super().__init__(now)
+        self.now = now
+        self.failure = failure
+
+
+def wait_until_ready(
+    connection: Connection,
+    *,
+    cloud_init: bool,
+    say: Callable[[str], None],
+    seconds: float | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> HostEngine:
+    """Wait until the server is ready, for at most ``seconds``, and return its engine.
+
+    With ``cloud_init`` the server is a new one, and cloud-init has to be done
+    first; ``seconds`` is then 15 minutes, else one. ``say`` is given each new state,
+    once. Raises ``HostNotReadyError`` at once for what no waiting mends (another host
+    key, a key that is not let in, an error of cloud-init, Docker missing or closed
+    to the user), and after ``seconds`` for the rest.
+    """
+    # a connection to a server that was there before, at the same address
+    connection.close()
+    bound = seconds if seconds is not None else (NEW_SERVER if cloud_init else EXISTING_SERVER)
+    said: list[str] = []
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, _NotYetError) and said[-1:] != [error.now]:
+            said.append(error.now)
+            say(error.now)
+
+    look = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(_NotYetError),
+        stop=tenacity.stop_after_delay(bound),
+        wait=tenacity.wait_fixed(_POLL),
+        before_sleep=tell,
+        sleep=sleep,
+        reraise=True,
+    )
+    try:
+        engine = look(_look, connection, cloud_init=cloud_init)
+    except _NotYetError as last:
+        connection.close()
+        raise HostNotReadyError(f"{last.failure.what} (after {bound:.0f} s)", last.failure.mend) from None
+    except HostNotReadyError:
+        # what mends it, such as a group of the user, shows only to a new login
+        connection.close()
+        raise
+    say(f"Docker Engine {engine.version} answers")
+    return engine
+
+
+def _look(connection: Connection, *, cloud_init: bool) -> HostEngine:
+    if cloud_init:
+        _cloud_init(connection)
+    return _engine(connection)
+
+
+def _on_server(connection: Connection, *remote: str) -> subprocess.CompletedProcess[str]:
+    """Run ``remote`` there; raise if ssh could not, ``_NotYetError`` where another try may help."""
+    try:
+        done = connection.run(*remote, timeout=_LOOK)
+    except FileNotFoundError:
+        raise HostNotReadyError(
+            "there is no ssh on this machine", "install OpenSSH's client: apt-get install openssh-client"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise _NotYetError(
+            "the server does not answer over ssh",
+            HostNotReadyError(
+                f"{_server(connection)} took the connection and does not answer",
+                "look at its console: it may be out of memory or disk",
+            ),
+        ) from None
+    if done.returncode == _SSH_FAILED:
+        raise _ssh_failure(connection, done.stderr.strip())
+    return done
+
+
+def _server(connection: Connection) -> str:
+    return f"{connection.user}@{connection.address} port {connection.port}"
+
+
+def _ssh_failure(connection: Connection, stderr: str) -> HostNotReadyError | _NotYetError:
+    """Return what ssh's own words mean: those of OpenSSH's sshconnect.c, sshconnect2.c and misc.c."""
+    server, own = _server(connection), f"ssh says: {stderr or 'nothing'}"
+    if re.search(
+        r"Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED"
+        r"|no matching host key type|host key is known for",
+        stderr,
+    ):
+        return HostNotReadyError(
+            f"{server} shows another host key than the one that is pinned. {own}",
+            "do not go on before you know why. If the server was set up anew outside of this project, or"
+            " the address is another server's by now, look at the fingerprint on the server's own"
+            " console (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub); then pin that key, or have"
+            " the server replaced",
+        )
+    if "Permission denied" in stderr or "Too many authentication failures" in stderr:
+        return HostNotReadyError(
+            f"{server} does not let this key in. {own}",
+            f"see that the public key is in ~{connection.user}/.ssh/authorized_keys on the server, and that"
+            " the stack names the private one (host.deployKey, or your ssh agent has it)",
+        )
+    if re.search(r"Bad configuration option|Can't open user config file|terminating, \d+ bad", stderr):
+        return HostNotReadyError(f"ssh does not take {connection.folder}/config. {own}", "update OpenSSH")
+    for words, now, mend in (
+        (
+            "Connection refused",
+            "ssh: connection refused; the server is up, and its sshd not yet",
+            "see that sshd runs there and listens on this port",
+        ),
+        (
+            "timed out",
+            "ssh: no answer yet",
+            "see that the server runs, and that its firewall lets this machine's address in",
+        ),
+        (
+            "Could not resolve hostname",
+            "ssh: the name leads to no address yet",
+            "see that DNS has the name, or give the address itself",
+        ),
+        (
+            "No route to host",
+            "ssh: no route to the server yet",
+            "see that the server runs, and that this machine has a network that leads there",
+        ),
+        (
+            "Network is unreachable",
+            "ssh: this machine has no network that leads to the server",
+            "see that this machine has IPv6, where the address is IPv6",
+        ),
+        (
+            "Connection closed",
+            "ssh: the server closes the connection",
+            "see its sshd's log: journalctl -u ssh",
+        ),
+        (
+            "Connection reset",
+            "ssh: the server resets the connection",
+            "see its sshd's log: journalctl -u ssh",
+        ),
+    ):
+        if words in stderr:
+            return _NotYetError(now, HostNotReadyError(f"{server} cannot be reached. {own}", mend))
+    return _NotYetError(
+        f"ssh: {stderr.splitlines()[-1] if stderr else 'no connection'}",
+        HostNotReadyError(f"{server} cannot be reached. {own}", "do what ssh says"),
+    )
+
+
+def _cloud_init(connection: Connection) -> None:
+    """Return if cloud-init is done; raise ``_NotYetError`` while it works, else what went wrong."""
+    done = _on_server(connection, "sh", "-c", _CLOUD_INIT_LOOK)
+    if done.returncode == _NOT_FOUND:
+        raise HostNotReadyError(
+            f"there is no cloud-init on {connection.address}",
+            "use an image that has it, such as Hetzner's debian-13, or host.kind: ssh",
+        )
+    answer, _, rest = done.stdout.partition("==== status.json\n")
+    status_json, _, log = rest.partition("==== log\n")
+    status = _status(answer)
+    state = status.get("status")
+    if state == "disabled":
+        raise HostNotReadyError(
+            f"cloud-init is switched off on {connection.address}: {status.get('detail')}",
+            "use an image where it runs, or host.kind: ssh",
+        )
+    stages = _json(status_json).get("v1", {})
+    errors = list(dict.fromkeys([*status.get("errors", []), *_stage_errors(stages)]))
+    if state == "error" or errors:
+        raise HostNotReadyError(
+            f"cloud-init failed on {connection.address}:\n"
+            + _indented("\n".join(map(str, errors)) or str(status.get("detail") or answer))
+            + f"\n  the end of /var/log/cloud-init-output.log:\n{_indented(log)}",
+            "mend what it says, then have the server replaced; or look at it:"
+            f" {shlex.join(connection.command())} (in the project's folder)",
+        )
+    if state != "done":
+        stage = stages.get("stage")
+        now = _STAGES.get(str(stage), f"cloud-init: {stage or state}")
+        raise _NotYetError(
+            now,
+            HostNotReadyError(
+                f"cloud-init is not done on {connection.address}, its last word was: {now};"
+                f" the end of /var/log/cloud-init-output.log:\n{_indented(log)}",
+                "run this again to wait on, if that end moves",
+            ),
+        )
+
+
+def _status(answer: str) -> Mapping[str, Any]:
+    """Read what ``cloud-init status`` says, in JSON or, before 22.4, in lines."""
+    told = _json(answer)
+    if told:
+        return told
+    state = re.search(r"^status: (.+)$", answer, re.MULTILINE)
+    detail = re.search(r"^detail:\n(.+)", answer, re.MULTILINE | re.DOTALL)
+    return {
+        "status": state[1].strip() if state else "unknown",
+        "detail": detail[1].strip() if detail else answer.strip(),
+    }
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _stage_errors(stages: Mapping[str, Any]) -> list[str]:
+    return [
+        str(error)
+        for stage in stages.values()
+        if isinstance(stage, dict)
+        for error in stage.get("errors") or []
+    ]
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.strip().splitlines())
+
+
+def _engine(connection: Connection) -> HostEngine:
+    """Return the engine, or raise what stands in its way."""
+    address, user = connection.address, connection.user
+    done = _on_server(connection, "docker", "version", "--format", "{{json .}}")
+    said = done.stderr.strip()
+    if done.returncode == _NOT_FOUND:
+        raise HostNotReadyError(
+            f"there is no docker on {address}",
+            "install Docker Engine there: https://docs.docker.com/engine/install/",
+        )
+    if "permission denied" in said.lower():
+        raise HostNotReadyError(
+            f"{user} may not use Docker on {address}: {said}",
+            f"run there: sudo usermod -aG docker {user} (who is in that group is as good as root)",
+        )
+    server = _json(done.stdout).get("Server") or {}
+    if not server.get("Version"):
+        raise _NotYetError(
+            "Docker does not answer yet",
+            HostNotReadyError(
+                f"the Docker engine on {address} does not answer: {said or done.stdout.strip()}",
+                "run there: sudo systemctl enable --now docker; and see why: journalctl -u docker -n 50",
+            ),
+        )
+    version = str(server["Version"])
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if numbers < _LEAST_ENGINE:
+        raise HostNotReadyError(
+            f"the Docker engine on {address} is {version}, and 20.10 is the least that works",
+            "install a newer one there: https://docs.docker.com/engine/install/",
+        )
+    ipv6, warnings = _ipv6(connection, version, numbers[0])
+    return HostEngine(version, str(server["ApiVersion"]), str(server["Arch"]), ipv6, warnings)
+
+
+def _ipv6(connection: Connection, version: str, major: int) -> tuple[bool | None, tuple[str, ...]]:
+    """Return whether ports are published over IPv6 with the sender's address, and what to say of it."""
+    done = _on_server(connection, "cat", "/etc/docker/daemon.json")
+    config = _json(done.stdout)
+    mend = (
+        f'on {connection.address}: put "ip6tables": true and "experimental": true into'
+        " /etc/docker/daemon.json, then sudo systemctl restart docker; or install a newer engine"
+    )
+    if "ip6tables" in config:
+        keeps: bool | None = bool(config["ip6tables"]) and (
+            major >= _IP6TABLES_BY_DEFAULT or bool(config.get("experimental"))
+        )
+    elif major >= _IP6TABLES_BY_DEFAULT:
+        keeps = True
+    else:
+        # the engine's command line may have it, or the file may not be this user's to read
+        keeps = False if done.returncode == 0 or "No such file" in done.stderr else None
+    warnings = []
+    if major < _IP6TABLES_BY_DEFAULT:
+        warnings.append(f"Docker Engine {version} is old: 29 and newer are what this project is made for")
+    if not keeps:
+        is_so = "masks" if keeps is False else "may mask"
+        warnings.append(
+            f"it {is_so} the address of IPv6 clients, and the relay would tell them a wrong one; {mend}"
+        )
+    return keeps, tuple(warnings)
