@@ -11,6 +11,3 @@ from __future__ import annotations
 
 PLUGIN_VERSION = "5.2.0"
 """Version of the plugin it stands in for; the pinned ``pulumi-docker`` SDK has the same."""
-
-REAL_PLUGIN = f"`pulumi plugin install resource docker {PLUGIN_VERSION}`"
-"""Command that brings the real plugin, as shown in messages."""

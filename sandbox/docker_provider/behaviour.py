@@ -5,69 +5,21 @@ The plugin (https://github.com/pulumi/pulumi-docker) wraps the Terraform provide
 https://github.com/kreuzwerker/terraform-provider-docker, here at v4.5.0: the tables follow
 ``internal/provider/resource_docker_{container,network,volume,image}.go`` there (``ForceNew``,
 ``Computed``, ``Default``, ``TypeSet``, ``ValidateDiagFunc``), under the names of the SDK.
-A dotted path such as ``ports.ip`` means that field of each element.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from sandbox.provider.behaviour import Behaviour, at_least, matches
+
 from .durations import parse_duration
-from .schema import Property, resource_schemas
-
-Validator = Callable[[Any], str | None]
-"""Takes a known value, returns what is wrong with it or None."""
-
-
-@dataclass(frozen=True)
-class Behaviour:
-    """How one resource type treats its arguments."""
-
-    updates_in_place: frozenset[str]
-    """Arguments whose change does not replace the resource; all others do."""
-    computed: frozenset[str]
-    """Arguments that Docker fills where the program leaves them out: leaving one out is no change."""
-    sets: frozenset[str]
-    """Paths of arrays whose order means nothing."""
-    defaults: Mapping[str, Any]
-    """Values filled in by Check, by path."""
-    refused: Mapping[str, str] = field(default_factory=dict)
-    """Paths that are in the SDK but not carried, with the reason."""
-    validators: Mapping[str, Validator] = field(default_factory=dict)
-    conflicts: tuple[tuple[str, str], ...] = ()
-    autonamed: bool = True
-    """Whether a missing name is made up from the resource's name in the program."""
-    delete_before_replace: bool = False
-    schema_version: int = 0
-    """Version of the real plugin's state: it is kept in the state, for the real plugin to take it over."""
-    timeouts: bool = False
-    """Whether the real plugin keeps its (default) timeouts in the state."""
-    computed_nested: frozenset[str] = frozenset()
-    """Paths of fields inside arrays that Docker fills."""
-    kept_when_unset: frozenset[str] = frozenset()
-    """Arguments whose removal is no change either (``DiffSuppressFunc`` upstream)."""
-
-
-def _matches(pattern: str) -> Validator:
-    compiled = re.compile(pattern)
-
-    def check(value: Any) -> str | None:
-        return None if compiled.search(value) else f"'{value}' doesn't match the pattern '{pattern}'"
-
-    return check
-
-
-def _at_least(minimum: int) -> Validator:
-    def check(value: Any) -> str | None:
-        return f"'{value}' cannot be lower than {minimum}" if value < minimum else None
-
-    return check
+from .ports import compared_ports
+from .schema import resource_schemas
 
 
 def _duration(value: Any) -> str | None:
@@ -95,10 +47,20 @@ def _command_word(value: Any) -> str | None:
     return None if value else "values for command may not be empty"
 
 
+_LEGACY_ONLY = (
+    "the stand-in builds with the daemon's classic builder only and needs useLegacyBuilder to be true"
+)
+
+
 def _only_true(value: Any) -> str | None:
-    if value:
+    return None if value else _LEGACY_ONLY
+
+
+def _legacy_build(checked: Mapping[str, Any]) -> tuple[str, str] | None:
+    build = checked.get("build")
+    if not isinstance(build, dict) or "useLegacyBuilder" in build:
         return None
-    return "the stand-in builds with the daemon's classic builder only and needs useLegacyBuilder to be true"
+    return "build", _LEGACY_ONLY[0].upper() + _LEGACY_ONLY[1:]
 
 
 _DEVICES = "limits of devices and GPUs are not carried"
@@ -167,6 +129,7 @@ def _remote_image() -> Behaviour:
             if name not in _BUILD_CARRIED
         },
         validators={"build.useLegacyBuilder": _only_true},
+        rules=(_legacy_build,),
         conflicts=(("build", "pullTriggers"),),
         autonamed=False,
         timeouts=True,
@@ -225,6 +188,8 @@ _CONTAINER = Behaviour(
     ),
     computed_nested=frozenset({"ports.external"}),
     kept_when_unset=frozenset({"user", "workingDir"}),
+    read_back=frozenset({"command", "entrypoints", "networkDatas"}),
+    compared_as={"ports": compared_ports},
     sets=frozenset(
         {
             "capabilities.adds",
@@ -293,28 +258,28 @@ _CONTAINER = Behaviour(
         "uploads.owner": _NEWER,
     },
     validators={
-        "cgroupnsMode": _matches("^(private|host|)$"),
+        "cgroupnsMode": matches("^(private|host|)$"),
         "command": _command_word,
-        "cpuPeriod": _at_least(0),
-        "cpuQuota": _at_least(0),
-        "cpuSet": _matches(r"^\d+([,-]\d+)*$"),
-        "cpuShares": _at_least(0),
+        "cpuPeriod": at_least(0),
+        "cpuQuota": at_least(0),
+        "cpuSet": matches(r"^\d+([,-]\d+)*$"),
+        "cpuShares": at_least(0),
         "healthcheck.interval": _duration,
-        "healthcheck.retries": _at_least(0),
+        "healthcheck.retries": at_least(0),
         "healthcheck.startInterval": _duration,
         "healthcheck.startPeriod": _duration,
         "healthcheck.timeout": _duration,
-        "memory": _at_least(0),
-        "memoryReservation": _at_least(0),
-        "memorySwap": _at_least(-1),
-        "mounts.bindOptions.propagation": _matches("^(private|rprivate|shared|rshared|slave|rslave)$"),
-        "mounts.type": _matches("^(bind|volume|tmpfs)$"),
-        "restart": _matches("^(no|on-failure|always|unless-stopped)$"),
-        "shmSize": _at_least(0),
+        "memory": at_least(0),
+        "memoryReservation": at_least(0),
+        "memorySwap": at_least(-1),
+        "mounts.bindOptions.propagation": matches("^(private|rprivate|shared|rshared|slave|rslave)$"),
+        "mounts.type": matches("^(bind|volume|tmpfs)$"),
+        "restart": matches("^(no|on-failure|always|unless-stopped)$"),
+        "shmSize": at_least(0),
         "uploads.contentBase64": _base64,
-        "uploads.permissions": _matches("^0[0-7]{3}$"),
+        "uploads.permissions": matches("^0[0-7]{3}$"),
         "volumes.hostPath": _absolute,
-        "volumes.selinuxRelabel": _matches("^(z|Z)$"),
+        "volumes.selinuxRelabel": matches("^(z|Z)$"),
     },
     conflicts=(("deviceRequests", "gpus"),),
     delete_before_replace=True,
@@ -344,16 +309,3 @@ PROVIDER_REFUSED = {
     "sshOpts": "SSH is for daemons on other machines",
 }
 """Arguments of the provider resource that are not carried, with the reason."""
-
-
-def path_exists(path: str, properties: Mapping[str, Property]) -> bool:
-    """Tell whether the dotted ``path`` names an argument, or a field of one."""
-    name, _, rest = path.partition(".")
-    if name not in properties:
-        return False
-    if not rest:
-        return True
-    value = properties[name].type
-    while value.element is not None:
-        value = value.element
-    return path_exists(rest, value.properties)

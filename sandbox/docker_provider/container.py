@@ -7,7 +7,6 @@ import io
 import tarfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,14 @@ from typing import Any
 import docker.errors
 from docker.utils import version_lt
 
-from .daemon import CancelledError, Daemon, OperationError, explained, is_missing, said
+from sandbox.provider.errors import CancelledError, OperationError, PartlyCreatedError
+from sandbox.provider.package import Creation
+from sandbox.provider.values import is_empty
+
+from .daemon import Daemon, explained, is_missing, said
 from .durations import format_duration, parse_duration
 from .image import find_or_pull
 from .network import labels_of
-from .values import is_empty
 
 MEBIBYTE = 1024 * 1024
 """``memory`` and its kin are given in this (``resource_docker_container_funcs.go``: ``* 1024 * 1024``)."""
@@ -31,16 +33,6 @@ _START_INTERVAL_API = "1.44"
 """First API version with a health check's start interval (https://docs.docker.com/reference/api/engine/version-history/)."""
 
 _REMOVED_SECONDS = 60.0
-
-
-class PartlyCreatedError(Exception):
-    """The container exists, but making it did not come to its end."""
-
-    def __init__(self, identifier: str, reason: str) -> None:
-        """Keep the container's id and what went wrong."""
-        super().__init__(reason)
-        self.identifier = identifier
-        self.reason = reason
 
 
 def config(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -486,14 +478,6 @@ def mount_block(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Creation:
-    """A container that was made, and what it wrote if its end was waited for."""
-
-    identifier: str
-    logs: str | None = None
-
-
 def create(daemon: Daemon, inputs: Mapping[str, Any]) -> Creation:
     """
     Create, connect, fill and start a container, and wait for it as far as asked.
@@ -526,7 +510,7 @@ def create(daemon: Daemon, inputs: Mapping[str, Any]) -> Creation:
         logs = _wait_end(daemon, identifier, inputs) if inputs.get("attach") else None
     except OperationError as error:
         raise PartlyCreatedError(identifier, str(error)) from error
-    return Creation(identifier, logs)
+    return Creation(identifier, {} if logs is None else {"containerLogs": logs})
 
 
 def _refuse_unknown_to_daemon(daemon: Daemon, inputs: Mapping[str, Any]) -> None:
@@ -623,12 +607,12 @@ _UPDATED = ("restart", "maxRetryCount", "cpuShares", "memory", "memoryReservatio
 """What ``resourceDockerContainerUpdate`` upstream sends to Docker."""
 
 
-def update(daemon: Daemon, identifier: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def update(daemon: Daemon, identifier: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """
     Change what can be changed in place, from the old state to the new one.
 
     Like upstream it starts a stopped container and sends `_UPDATED`; of all else (health check,
-    init, tmpfs, ...) it only takes note.
+    init, tmpfs, ...) it only takes note. Returns nothing that is not in the new state.
     """
     if not old.get("mustRun") and new.get("mustRun") and new.get("start"):
         with explained("Unable to start container"):
@@ -637,7 +621,7 @@ def update(daemon: Daemon, identifier: str, old: Mapping[str, Any], new: Mapping
         (is_empty(old.get(name)) and is_empty(new.get(name))) or old.get(name) == new.get(name)
         for name in _UPDATED
     ):
-        return
+        return {}
     with explained("Unable to update a container"):
         daemon.api.update_container(
             identifier,
@@ -648,6 +632,7 @@ def update(daemon: Daemon, identifier: str, old: Mapping[str, Any], new: Mapping
             memswap_limit=_bytes(new.get("memorySwap")) or None,
             restart_policy=restart_policy(new),
         )
+    return {}
 
 
 def delete(daemon: Daemon, identifier: str, state: Mapping[str, Any]) -> None:

@@ -14,7 +14,10 @@ import docker
 import docker.errors
 import requests
 
-from . import REAL_PLUGIN
+from sandbox.provider.errors import CancelledError, OperationError, RefusedError
+from sandbox.provider.package import real_plugin
+
+from . import PLUGIN_VERSION
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 """Where the real plugin looks without ``host`` and ``DOCKER_HOST`` (pulumi-docker, provider/resources.go)."""
@@ -28,23 +31,11 @@ REMOVAL_TIMEOUT = 30.0
 _POLL_SECONDS = 0.5
 
 
-class HostRefusedError(Exception):
-    """The daemon is not on this machine, which the stand-in is not made for."""
-
-
-class OperationError(Exception):
-    """Docker refused or failed; the message says what was being done and what Docker said."""
-
-
-class CancelledError(OperationError):
-    """The engine asked to stop."""
-
-
 def resolve_host(configured: str | None) -> str:
     """
     Return the address of the daemon: ``host`` of the provider, else ``DOCKER_HOST``, else `DEFAULT_HOST`.
 
-    Raises `HostRefusedError` for anything but a unix socket or TCP to a loopback address.
+    Raises `RefusedError` for anything but a unix socket or TCP to a loopback address.
     """
     host = configured or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
     parts = urlsplit(host)
@@ -52,9 +43,10 @@ def resolve_host(configured: str | None) -> str:
         return host
     if parts.scheme in ("tcp", "http") and _is_loopback(parts.hostname):
         return host
-    raise HostRefusedError(
+    raise RefusedError(
         f"the stand-in for the docker plugin serves this machine's Docker daemon only, not {host!r} "
-        f"(it takes unix:///PATH and tcp://127.0.0.1:PORT). Install the real plugin with {REAL_PLUGIN}"
+        "(it takes unix:///PATH and tcp://127.0.0.1:PORT). Install the real plugin with "
+        + real_plugin("docker", PLUGIN_VERSION)
     )
 
 
@@ -77,6 +69,13 @@ class Daemon:
         self.host = host
         self.cancelled = threading.Event()
         self._local = threading.local()
+
+    def cancel(self) -> None:
+        """End what waits in `wait_until`, now and later."""
+        self.cancelled.set()
+
+    def close(self) -> None:
+        """Let go of nothing: each thread's client ends with it."""
 
     @property
     def api(self) -> docker.APIClient:

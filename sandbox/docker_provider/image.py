@@ -9,7 +9,9 @@ from typing import Any
 import docker.errors
 from docker.utils import parse_repository_tag
 
-from .daemon import Daemon, OperationError, explained, stream_errors
+from sandbox.provider.errors import OperationError
+
+from .daemon import Daemon, explained, stream_errors
 
 
 def repository_and_tag(name: str) -> tuple[str, str]:
@@ -108,8 +110,14 @@ def create(daemon: Daemon, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Build, or find, or pull the image; return its properties."""
     if inputs.get("build"):
         build(daemon, inputs["name"], inputs["build"])
+    return again(daemon, inputs)
+
+
+def again(daemon: Daemon, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Find or pull the image of a state, which is all that an update does; return its properties."""
+    name = state["name"]
     try:
-        return observed(inputs["name"], find_or_pull(daemon, inputs["name"], inputs.get("platform")))
+        return observed(name, find_or_pull(daemon, name, state.get("platform")))
     except OperationError as error:
         raise OperationError(f"Unable to read Docker image into resource: {error}") from error
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import docker.errors
 
+from sandbox.provider.package import Creation
+
 from .daemon import REMOVAL_TIMEOUT, Daemon, explained, is_missing, said
 
 
@@ -79,10 +81,10 @@ def observed(inspection: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def create(daemon: Daemon, inputs: Mapping[str, Any]) -> str:
-    """Create a network, return its id."""
+def create(daemon: Daemon, inputs: Mapping[str, Any]) -> Creation:
+    """Create a network."""
     with explained("Unable to create network"):
-        return str(daemon.api.create_network(**create_arguments(inputs))["Id"])
+        return Creation(str(daemon.api.create_network(**create_arguments(inputs))["Id"]))
 
 
 def read(daemon: Daemon, identifier: str) -> dict[str, Any] | None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import docker.errors
 
+from sandbox.provider.package import Creation
+
 from .daemon import REMOVAL_TIMEOUT, Daemon, explained, is_missing, said
 from .network import label_blocks, labels_of
 
@@ -33,10 +35,10 @@ def observed(inspection: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def create(daemon: Daemon, inputs: Mapping[str, Any]) -> str:
-    """Create a volume or take over the one of that name; return its name, which is its id."""
+def create(daemon: Daemon, inputs: Mapping[str, Any]) -> Creation:
+    """Create a volume or take over the one of that name, which is its id."""
     with explained("Unable to create volume"):
-        return str(daemon.api.create_volume(**create_arguments(inputs))["Name"])
+        return Creation(str(daemon.api.create_volume(**create_arguments(inputs))["Name"]))
 
 
 def read(daemon: Daemon, identifier: str) -> dict[str, Any] | None:

@@ -11,20 +11,19 @@ from typing import Any
 import pytest
 
 from sandbox.docker_provider import container, image, network, volume
-from sandbox.docker_provider.behaviour import PROVIDER_REFUSED, behaviours, path_exists
-from sandbox.docker_provider.check import check, check_provider, made_up_name
-from sandbox.docker_provider.daemon import HostRefusedError, OperationError, resolve_host
-from sandbox.docker_provider.diff import diff, same_ports
+from sandbox.docker_provider.behaviour import PROVIDER_REFUSED, behaviours
+from sandbox.docker_provider.daemon import resolve_host
 from sandbox.docker_provider.durations import format_duration, parse_duration
-from sandbox.docker_provider.schema import (
-    Property,
-    ValueType,
-    package_schema,
-    provider_arguments,
-    resource_schemas,
-)
-from sandbox.docker_provider.state import created, imported_inputs, planned, refreshed_inputs, updated
-from sandbox.docker_provider.values import UNKNOWN, NotAPlainValueError, from_struct, to_struct
+from sandbox.docker_provider.package import PACKAGE
+from sandbox.docker_provider.ports import same_ports
+from sandbox.docker_provider.schema import provider_arguments, resource_schemas
+from sandbox.provider.behaviour import path_exists
+from sandbox.provider.check import check, check_provider, made_up_name
+from sandbox.provider.diff import diff
+from sandbox.provider.errors import OperationError, RefusedError
+from sandbox.provider.schema import Property, ValueType, package_schema
+from sandbox.provider.state import created, imported_inputs, planned, refreshed_inputs, updated
+from sandbox.provider.values import UNKNOWN, NotAPlainValueError, from_struct, to_struct
 
 NETWORK = "docker:index/network:Network"
 VOLUME = "docker:index/volume:Volume"
@@ -81,8 +80,8 @@ def checked(
 ) -> tuple[dict[str, Any], list[str]]:
     inputs, failures = check(
         arguments,
-        resource_schemas()[token],
-        behaviours()[token],
+        PACKAGE,
+        token,
         resource_name="r",
         make_name=lambda: kept_name,
     )
@@ -124,7 +123,7 @@ def test_the_schema_comes_from_the_sdk() -> None:
 
 
 def test_an_argument_of_an_unknown_form_is_an_error() -> None:
-    from sandbox.docker_provider.schema import _value_type  # noqa: PLC0415
+    from sandbox.provider.schema import _value_type  # noqa: PLC0415
 
     with pytest.raises(TypeError, match="cannot carry"):
         _value_type(set[str])
@@ -152,7 +151,7 @@ def test_the_provider_table_names_only_what_the_sdk_has() -> None:
 
 
 def test_the_package_schema_lists_what_is_carried() -> None:
-    schema = package_schema("5.2.0")
+    schema = package_schema("docker", "5.2.0", resource_schemas().values())
     assert schema["resources"][CONTAINER]["requiredInputs"] == ["image"]
     assert schema["resources"][NETWORK]["inputProperties"]["ipv6"] == {"type": "boolean"}
 
@@ -287,10 +286,9 @@ def test_made_up_names() -> None:
 
 
 def test_the_provider_takes_a_host_and_refuses_what_is_for_other_machines() -> None:
-    arguments = provider_arguments()
-    assert check_provider({"host": UNKNOWN, "version": "5.2.0"}, arguments, resource_name="p") == []
+    assert check_provider({"host": UNKNOWN, "version": "5.2.0"}, PACKAGE, resource_name="p") == []
     for wrong in ({"hosst": "x"}, {"host": ["x"]}, {"sshOpts": ["-i", "key"]}, {"context": "remote"}):
-        assert len(check_provider(wrong, arguments, resource_name="p")) == 1
+        assert len(check_provider(wrong, PACKAGE, resource_name="p")) == 1
 
 
 @pytest.mark.parametrize(
@@ -312,7 +310,7 @@ def test_local_daemons_are_served(host: str) -> None:
     ],
 )
 def test_daemons_elsewhere_are_refused_with_the_remedy(host: str) -> None:
-    with pytest.raises(HostRefusedError, match="pulumi plugin install resource docker"):
+    with pytest.raises(RefusedError, match="pulumi plugin install resource docker"):
         resolve_host(host)
 
 
@@ -322,7 +320,7 @@ def test_the_daemon_without_a_host_is_the_environments_or_the_usual(monkeypatch:
     monkeypatch.delenv("DOCKER_HOST")
     assert resolve_host("") == "unix:///var/run/docker.sock"
     monkeypatch.setenv("DOCKER_HOST", "ssh://elsewhere")
-    with pytest.raises(HostRefusedError):
+    with pytest.raises(RefusedError):
         resolve_host(None)
 
 

@@ -56,7 +56,7 @@ def diff(
     """
     Compare a resource's state with new (checked) inputs.
 
-    An argument that is left out is no change where Docker fills it in (`Behaviour.computed`);
+    An argument that is left out is no change where it is then filled in (`Behaviour.computed`);
     null and zero are the same, as upstream cannot tell them apart.
     """
     comparison = _Comparison(behaviour)
@@ -65,16 +65,16 @@ def diff(
         old, new = state.get(name), without_defaults(inputs.get(name))
         if is_empty(new) and not _is_scalar(new) and name in behaviour.computed | behaviour.kept_when_unset:
             # null here means that creation failed before anything was read back
-            if old is None and argument.type.kind == "array" and name in _READ_BACK_LISTS:
+            if old is None and name in behaviour.read_back:
                 changes[name] = Change.ADD
             continue
-        if name == "ports" and isinstance(old, list) and isinstance(new, list) and not has_unknown(new):
-            new = _with_external_ports(old, new)
-            if same_ports(old, new):
-                continue
+        compared_as = behaviour.compared_as.get(name)
+        if compared_as and isinstance(old, list) and isinstance(new, list) and not has_unknown(new):
+            new = compared_as(old, new)
         changes |= comparison.values(old, new, argument.type, name)
-    if "networkDatas" in schema.outputs and state.get("networkDatas") is None:
-        changes["networkDatas"] = Change.ADD
+    for name in sorted(behaviour.read_back):
+        if name not in schema.arguments and state.get(name) is None:
+            changes[name] = Change.ADD
     kept = {path: change for path, change in changes.items() if not _is_ignored(path, ignored)}
     replacing = frozenset(
         path for path in kept if top_level(path) in schema.arguments and _replaces(path, behaviour)
@@ -92,10 +92,6 @@ def diff(
             )
         ),
     )
-
-
-_READ_BACK_LISTS = frozenset({"command", "entrypoints"})
-"""Arguments that are null in the state only where creation failed half-way: the real plugin then replaces."""
 
 
 def _is_scalar(value: Any) -> bool:
@@ -209,44 +205,3 @@ def _compare_maps(old: Mapping[str, Any] | None, new: Mapping[str, Any], path: s
         elif old[key] != new[key]:
             changes[child(path, key)] = Change.UPDATE
     return changes
-
-
-def _with_external_ports(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Fill in the ports that Docker chose, by place in the list as upstream does."""
-    return [
-        {**each, "external": old[index].get("external") if index < len(old) else None}
-        if each.get("external") is None
-        else each
-        for index, each in enumerate(new)
-    ]
-
-
-def same_ports(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> bool:
-    """
-    Tell whether two lists of ports publish the same, in whatever order.
-
-    Follows ``suppressIfPortsDidNotChangeForMigrationV0ToV1`` upstream, which looks for each old
-    port among the new ones by internal port, and passes over one of another protocol only if the
-    old one's protocol is there too.
-    """
-    if len(old) != len(new):
-        return False
-    protocols = {(port.get("internal"), port.get("protocol")) for port in new}
-    for old_port in old:
-        found = False
-        for new_port in new:
-            if new_port.get("internal") != old_port.get("internal"):
-                continue
-            if new_port.get("protocol") != old_port.get("protocol"):
-                if (old_port.get("internal"), old_port.get("protocol")) in protocols:
-                    continue
-                return False
-            if new_port.get("external") != old_port.get("external") or new_port.get("ip") != old_port.get(
-                "ip"
-            ):
-                return False
-            found = True
-            break
-        if not found:
-            return False
-    return True

@@ -57,7 +57,7 @@ def _from_tagged(struct: struct_pb2.Struct) -> Any:
         return from_value(fields["value"])
     if signature == rpc._special_output_value_sig:  # noqa: SLF001
         return from_value(fields["value"]) if "value" in fields else UNKNOWN
-    raise NotAPlainValueError("docker resources take no assets, archives or resources as arguments")
+    raise NotAPlainValueError("its resources take no assets, archives or resources as arguments")
 
 
 def from_struct(struct: struct_pb2.Struct) -> dict[str, Any]:

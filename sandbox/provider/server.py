@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
@@ -20,13 +21,11 @@ from pulumi.runtime.proto import (
     status_pb2,
 )
 
-from . import PLUGIN_VERSION, REAL_PLUGIN, container, image, network, volume
-from .behaviour import Behaviour, behaviours
 from .check import Failure, check, check_provider, made_up_name
-from .container import PartlyCreatedError
-from .daemon import Daemon, HostRefusedError, OperationError, resolve_host
 from .diff import Change, diff
-from .schema import ResourceSchema, package_schema, provider_arguments, resource_schemas
+from .errors import OperationError, PartlyCreatedError, RefusedError
+from .package import Connection, Package, ResourceType
+from .schema import package_schema
 from .state import (
     created,
     imported_inputs,
@@ -43,19 +42,7 @@ _log = logging.getLogger(__name__)
 _THREADS = 64
 """Calls served at once; more than the engine starts by itself (``--parallel``, 4 x the processors)."""
 
-ANNOUNCEMENT = (
-    "this is the stand-in for the pulumi-docker plugin: it serves this machine's Docker daemon only. "
-    f"The real plugin comes with {REAL_PLUGIN}."
-)
-
-_JSON_CONFIG = ("registryAuth", "sshOpts", "disableDockerDaemonCheck")
-"""Provider arguments that the engine hands over as JSON text."""
-
 _Response = TypeVar("_Response")
-
-
-class _RefusedError(Exception):
-    """A call that cannot be served; the message goes to the user."""
 
 
 def _guarded(
@@ -66,7 +53,7 @@ def _guarded(
     def call(self: Any, request: Any, context: grpc.ServicerContext) -> _Response:
         try:
             return method(self, request, context)
-        except (_RefusedError, OperationError, HostRefusedError, NotAPlainValueError) as error:
+        except (RefusedError, OperationError, NotAPlainValueError) as error:
             # UNKNOWN is what Go's providers answer with plain errors, and what the engine shows as is
             context.abort(grpc.StatusCode.UNKNOWN, str(error))
             raise AssertionError("abort raises") from error
@@ -74,14 +61,37 @@ def _guarded(
     return call
 
 
-class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
-    """Serves networks, volumes, images and containers of one local Docker daemon."""
+@dataclass(frozen=True)
+class _Configured:
+    arguments: Mapping[str, Any]
+    connection: Connection
 
-    def __init__(self) -> None:
-        """Start without a daemon: Configure names it."""
+
+class Provider(provider_pb2_grpc.ResourceProviderServicer):
+    """
+    Serves the resource types of one package.
+
+    Calls do not tell which provider resource they belong to. The engine starts the real plugin once
+    for each provider resource and each of its configurations; to a plugin that it attaches to it makes
+    a gRPC connection of its own instead (``NewProvider`` in pulumi, sdk/go/common/resource/plugin/
+    provider_plugin.go). So what Configure was given holds for the caller's connection.
+    """
+
+    def __init__(self, package: Package) -> None:
+        """Start without a connection: Configure makes it."""
+        self._package = package
         self._lock = threading.Lock()
-        self._daemon: Daemon | None = None
+        self._configured: dict[str, _Configured] = {}
         self._engine: str | None = None
+        self._announced_to: set[str] = set()
+
+    def close(self) -> None:
+        """Let go of all connections; calls under way end."""
+        with self._lock:
+            configured, self._configured = self._configured, {}
+        for each in configured.values():
+            each.connection.cancel()
+            each.connection.close()
 
     # -- life of the plugin
 
@@ -102,25 +112,29 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
 
     def GetPluginInfo(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, ARG002
         """Answer as the version that is stood in for."""
-        return plugin_pb2.PluginInfo(version=PLUGIN_VERSION)
+        return plugin_pb2.PluginInfo(version=self._package.version)
 
     def GetSchema(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, ARG002
         """Answer with the schema of what is carried."""
-        return provider_pb2.GetSchemaResponse(schema=json.dumps(package_schema(PLUGIN_VERSION)))
+        schemas = [each.schema for each in self._package.resources.values()]
+        return provider_pb2.GetSchemaResponse(
+            schema=json.dumps(package_schema(self._package.name, self._package.version, schemas))
+        )
 
     def Cancel(self, request: Any, context: grpc.ServicerContext) -> empty_pb2.Empty:  # noqa: N802, ARG002
         """End the waiting of calls that are under way."""
         with self._lock:
-            if self._daemon is not None:
-                self._daemon.cancelled.set()
+            configured = self._configured.get(context.peer())
+        if configured is not None:
+            configured.connection.cancel()
         return empty_pb2.Empty()
 
     def Invoke(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Refuse: there are no functions."""
         context.abort(
             grpc.StatusCode.UNKNOWN,
-            f"the stand-in for the docker plugin has no functions such as {request.tok}; "
-            f"install the real plugin with {REAL_PLUGIN}",
+            f"the stand-in for the {self._package.name} plugin has no functions such as {request.tok}; "
+            f"install the real plugin with {self._package.real_plugin}",
         )
 
     # -- configuration
@@ -128,8 +142,8 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
     @_guarded
     def CheckConfig(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, ARG002
         """Check the arguments of the provider resource."""
-        given = _decoded(from_struct(request.news))
-        failures = check_provider(given, provider_arguments(), resource_name=_name(request))
+        given = self._decoded(from_struct(request.news))
+        failures = check_provider(given, self._package, resource_name=_name(request))
         return provider_pb2.CheckResponse(
             inputs=request.news,
             failures=_reported(failures),
@@ -141,7 +155,7 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
         old, new = from_struct(request.olds), from_struct(request.news)
         changes: dict[str, Any] = {}
         kinds = provider_pb2.PropertyDiff
-        for name in provider_arguments():
+        for name in self._package.provider_arguments:
             before, after = old.get(name), new.get(name)
             if after in (before, UNKNOWN):
                 continue
@@ -156,38 +170,40 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
         )
 
     @_guarded
-    def Configure(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, ARG002
-        """Choose the daemon and see whether it answers. Refuses daemons on other machines."""
-        arguments = _decoded(from_struct(request.args))
-        failures = check_provider(arguments, provider_arguments(), resource_name="provider")
+    def Configure(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Make the connection that the arguments name, for the caller's calls from now on."""
+        given = from_struct(request.args)
+        for name in self._package.provider_arguments:
+            variable = request.variables.get(f"{self._package.name}:config:{name}")
+            if given.get(name) is None and variable is not None:
+                given[name] = variable
+        arguments = self._decoded(given)
+        failures = check_provider(arguments, self._package, resource_name="provider")
         if failures:
-            raise _RefusedError(" ".join(each.reason for each in failures))
-        configured = arguments.get("host") or request.variables.get("docker:config:host")
-        host = resolve_host(configured)
+            raise RefusedError(" ".join(each.reason for each in failures))
+        connection = self._package.connect(arguments)
         with self._lock:
-            if self._daemon is None or self._daemon.cancelled.is_set():
-                self._daemon = Daemon(host)
-            elif self._daemon.host != host:
-                # requests do not tell which provider resource they belong to
-                raise _RefusedError(
-                    f"this stand-in for the docker plugin serves {self._daemon.host} already, and not "
-                    f"{host} too; use one docker provider, or the real plugin ({REAL_PLUGIN})"
-                )
-            daemon = self._daemon
-        if not arguments.get("disableDockerDaemonCheck"):
-            daemon.ping()
+            replaced = self._configured.get(context.peer())
+            self._configured[context.peer()] = _Configured(arguments, connection)
+        if replaced is not None:
+            replaced.connection.close()
         self._announce()
         return provider_pb2.ConfigureResponse(
             acceptSecrets=False, supportsPreview=True, supports_autonaming_configuration=True
         )
 
     def _announce(self) -> None:
-        if not self._engine:
-            return
+        with self._lock:
+            if not self._engine or self._engine in self._announced_to:
+                return
+            self._announced_to.add(self._engine)
         with grpc.insecure_channel(self._engine) as channel:
             try:
                 engine_pb2_grpc.EngineStub(channel).Log(
-                    engine_pb2.LogRequest(severity=engine_pb2.INFO, message=f"docker: {ANNOUNCEMENT}"),
+                    engine_pb2.LogRequest(
+                        severity=engine_pb2.INFO,
+                        message=f"{self._package.name}: {self._package.announcement}",
+                    ),
                     timeout=5,
                 )
             except grpc.RpcError as error:
@@ -198,7 +214,7 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
     @_guarded
     def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, ARG002
         """Check a resource's arguments and fill in defaults."""
-        schema, behaviour = _kind(request)
+        token = self._type(request).schema.token
         try:
             news = from_struct(request.news)
         except NotAPlainValueError as error:
@@ -210,8 +226,8 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
         kept = from_struct(request.olds).get("name")
         inputs, failures = check(
             news,
-            schema,
-            behaviour,
+            self._package,
+            token,
             resource_name=_name(request),
             make_name=lambda: kept or made_up_name(_name(request), request.randomSeed, proposed),
         )
@@ -223,12 +239,12 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
     @_guarded
     def Diff(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, ARG002
         """Compare a resource's state with new inputs."""
-        schema, behaviour = _kind(request)
+        kind = self._type(request)
         found = diff(
             from_struct(request.olds),
             from_struct(request.news),
-            schema,
-            behaviour,
+            kind.schema,
+            kind.behaviour,
             list(request.ignoreChanges),
         )
         response = provider_pb2.DiffResponse
@@ -248,27 +264,28 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
     @_guarded
     def Create(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Make a resource; a preview touches nothing."""
-        schema, behaviour = _kind(request)
+        kind = self._type(request)
+        schema, behaviour = kind.schema, kind.behaviour
         inputs = from_struct(request.properties)
         if request.preview:
             state = known_before_create(planned(inputs, schema, behaviour, computed=UNKNOWN))
             return provider_pb2.CreateResponse(properties=to_struct(state))
-        daemon = self._connected()
         try:
-            state = _create(daemon, inputs, schema, behaviour)
+            state = _create(self._connection(context), inputs, kind)
         except PartlyCreatedError as error:
-            # what Docker filled in stays unread, which makes the next update replace the container
+            # what is filled in stays unread, which makes the next update mend or replace the resource
             state = planned(inputs, schema, behaviour) | {"id": error.identifier, "__meta": meta(behaviour)}
             _abort_partly(context, error.identifier, state, f"creating {request.urn}: {error.reason}")
         return provider_pb2.CreateResponse(id=state["id"], properties=to_struct(state))
 
     @_guarded
-    def Read(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, ARG002
+    def Read(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Read a resource's real state, for a refresh or, where there is no old state, for an import."""
-        schema, behaviour = _kind(request)
+        kind = self._type(request)
+        schema, behaviour = kind.schema, kind.behaviour
         prior = from_struct(request.properties)
         inputs = from_struct(request.inputs)
-        found = _read(self._connected(), schema.token, request.id, prior)
+        found = kind.read(self._connection(context), request.id, prior)
         if found is None:
             return provider_pb2.ReadResponse()
         if prior:
@@ -282,61 +299,70 @@ class DockerProvider(provider_pb2_grpc.ResourceProviderServicer):
         return provider_pb2.ReadResponse(id=found["id"], properties=to_struct(state), inputs=to_struct(known))
 
     @_guarded
-    def Update(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802, ARG002
+    def Update(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Change a resource in place."""
-        schema, behaviour = _kind(request)
+        kind = self._type(request)
+        schema, behaviour = kind.schema, kind.behaviour
         old, inputs = from_struct(request.olds), from_struct(request.news)
         ignored = list(request.ignoreChanges)
         found = diff(old, inputs, schema, behaviour, ignored)
         if found.replacing:
-            raise _RefusedError(
+            raise RefusedError(
                 f"{request.urn} cannot be updated in place: {', '.join(found.replaced_properties)} changes"
             )
         state = updated(old, inputs, schema, behaviour, ignored)
-        state["id"], state["__meta"] = request.id, meta(behaviour)
         if not request.preview:
-            daemon = self._connected()
-            if schema.token.endswith(":Container"):
-                container.update(daemon, request.id, old, state)
-            elif schema.token.endswith(":RemoteImage"):
-                state |= image.create(daemon, {"name": state["name"], "platform": state.get("platform")})
+            state |= kind.update(self._connection(context), request.id, old, state)
+        state |= {"id": request.id, "__meta": meta(behaviour)}
         return provider_pb2.UpdateResponse(properties=to_struct(state))
 
     @_guarded
-    def Delete(self, request: Any, context: grpc.ServicerContext) -> empty_pb2.Empty:  # noqa: N802, ARG002
+    def Delete(self, request: Any, context: grpc.ServicerContext) -> empty_pb2.Empty:  # noqa: N802
         """Remove a resource; one that is gone already is no error."""
-        schema, _ = _kind(request)
-        state = from_struct(request.properties)
-        daemon = self._connected()
-        match schema.token.rsplit(":", 1)[1]:
-            case "Network":
-                network.delete(daemon, request.id)
-            case "Volume":
-                volume.delete(daemon, request.id)
-            case "RemoteImage":
-                image.delete(daemon, state)
-            case _:
-                container.delete(daemon, request.id, state)
+        kind = self._type(request)
+        kind.delete(self._connection(context), request.id, from_struct(request.properties))
         return empty_pb2.Empty()
 
-    def _connected(self) -> Daemon:
+    def _connection(self, context: grpc.ServicerContext) -> Connection:
+        """Return the connection of the caller's configuration."""
         with self._lock:
-            if self._daemon is None:
-                raise _RefusedError("the docker provider was not configured")
-            return self._daemon
+            found = self._configured.get(context.peer())
+            if found is None and self._configured:
+                # gRPC closes a connection that was idle for half an hour and makes another one
+                # (https://pkg.go.dev/google.golang.org/grpc#WithIdleTimeout)
+                *others, found = self._configured.values()
+                if any(each.arguments != found.arguments for each in others):
+                    raise RefusedError(
+                        f"the stand-in for the {self._package.name} plugin cannot tell any more which "
+                        "provider resource this call is for; run Pulumi again"
+                    )
+        if found is None:
+            raise RefusedError(f"the {self._package.name} provider was not configured")
+        return found.connection
 
+    def _type(self, request: Any) -> ResourceType:
+        """Return the request's resource type. Raises `RefusedError` for types that are not carried."""
+        # urn:pulumi:STACK::PROJECT::PARENT$TYPE::NAME, https://www.pulumi.com/docs/iac/concepts/resources/names/
+        token = str(request.urn).split("::")[2].split("$")[-1]
+        if token not in self._package.resources:
+            carried = ", ".join(sorted(each.rsplit(":", 1)[1] for each in self._package.resources))
+            raise RefusedError(
+                f"unrecognized resource type {token}: the stand-in for the {self._package.name} plugin "
+                f"carries {carried}; install the real plugin with {self._package.real_plugin}"
+            )
+        return self._package.resources[token]
 
-def _decoded(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Decode the provider arguments that come as JSON text."""
-    decoded = dict(arguments)
-    for name in _JSON_CONFIG:
-        value = decoded.get(name)
-        if isinstance(value, str) and value != UNKNOWN:
-            try:
-                decoded[name] = json.loads(value)
-            except json.JSONDecodeError:
-                continue  # check_provider then says what type is wanted
-    return decoded
+    def _decoded(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Decode the provider arguments that the engine hands over as JSON text: all but texts."""
+        decoded = dict(arguments)
+        for name, each in self._package.provider_arguments.items():
+            value = decoded.get(name)
+            if each.type.kind != "string" and isinstance(value, str) and value != UNKNOWN:
+                try:
+                    decoded[name] = json.loads(value)
+                except json.JSONDecodeError:
+                    continue  # check_provider then says what type is wanted
+        return decoded
 
 
 def _reported(failures: Iterable[Failure]) -> list[Any]:
@@ -351,61 +377,21 @@ def _name(request: Any) -> str:
     return str(request.urn).rsplit("::", 1)[-1] or "provider"
 
 
-def _kind(request: Any) -> tuple[ResourceSchema, Behaviour]:
-    """Return schema and behaviour of the request's resource type. Raises for types that are not carried."""
-    # urn:pulumi:STACK::PROJECT::PARENT$TYPE::NAME, https://www.pulumi.com/docs/iac/concepts/resources/names/
-    token = str(request.urn).split("::")[2].split("$")[-1]
-    if token not in behaviours():
-        carried = ", ".join(sorted(each.rsplit(":", 1)[1] for each in behaviours()))
-        raise _RefusedError(
-            f"unrecognized resource type {token}: the stand-in for the docker plugin carries {carried}; "
-            f"install the real plugin with {REAL_PLUGIN}"
-        )
-    return resource_schemas()[token], behaviours()[token]
-
-
 def _diff_kind(change: Change, *, replaces: bool) -> Any:
     return provider_pb2.PropertyDiff.Kind.Value(f"{change.value}_REPLACE" if replaces else change.value)
 
 
-def _create(
-    daemon: Daemon, inputs: Mapping[str, Any], schema: ResourceSchema, behaviour: Behaviour
-) -> dict[str, Any]:
-    extra: dict[str, Any] = {}
-    match schema.token.rsplit(":", 1)[1]:
-        case "Network":
-            identifier = network.create(daemon, inputs)
-        case "Volume":
-            identifier = volume.create(daemon, inputs)
-        case "RemoteImage":
-            found = image.create(daemon, inputs)
-            return created(inputs, found, schema, behaviour) | {"__meta": meta(behaviour)}
-        case _:
-            creation = container.create(daemon, inputs)
-            identifier = creation.identifier
-            if creation.logs is not None:
-                extra["containerLogs"] = creation.logs
-    prior = planned(inputs, schema, behaviour)
+def _create(connection: Connection, inputs: Mapping[str, Any], kind: ResourceType) -> dict[str, Any]:
+    creation = kind.create(connection, inputs)
+    prior = planned(inputs, kind.schema, kind.behaviour)
     try:
-        observed = _read(daemon, schema.token, identifier, prior)
+        observed = kind.read(connection, creation.identifier, prior)
     except OperationError as error:
-        raise PartlyCreatedError(identifier, str(error)) from error
+        raise PartlyCreatedError(creation.identifier, str(error)) from error
     if observed is None:
-        raise OperationError(f"{schema.token} {identifier} was made, but is gone already")
-    return created(inputs, observed | extra, schema, behaviour) | {"__meta": meta(behaviour)}
-
-
-def _read(daemon: Daemon, token: str, identifier: str, prior: Mapping[str, Any]) -> dict[str, Any] | None:
-    match token.rsplit(":", 1)[1]:
-        case "Network":
-            return network.read(daemon, identifier)
-        case "Volume":
-            return volume.read(daemon, identifier)
-        case "RemoteImage":
-            # upstream has no importer for images and goes by the name in the state alone
-            return image.read(daemon, str(prior.get("name") or ""))
-        case _:
-            return container.read(daemon, identifier, prior)
+        raise OperationError(f"{kind.schema.token} {creation.identifier} was made, but is gone already")
+    state = created(inputs, {**observed, **creation.properties}, kind.schema, kind.behaviour)
+    return state | {"__meta": meta(kind.behaviour)}
 
 
 def _abort_partly(
@@ -425,18 +411,26 @@ def _init_failed(identifier: str, state: Mapping[str, Any], reason: str) -> Any:
     return provider_pb2.ErrorResourceInitFailed(id=identifier, properties=to_struct(state), reasons=[reason])
 
 
-def serve(address: str = "127.0.0.1:0") -> tuple[grpc.Server, int]:
-    """
-    Start serving on ``address`` (port 0: one that is free); return the server and its port.
+class Serving:
+    """A provider that is being served; `port` tells where."""
 
-    Raises `RuntimeError` if the address cannot be had.
-    """
-    limit = 400 * 1024 * 1024  # as the engine's own (pulumi, sdk/go/common/util/rpcutil/serve.go)
-    server = grpc.server(
-        futures.ThreadPoolExecutor(max_workers=_THREADS),
-        options=[("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", limit)],
-    )
-    provider_pb2_grpc.add_ResourceProviderServicer_to_server(DockerProvider(), server)
-    port = server.add_insecure_port(address)
-    server.start()
-    return server, port
+    def __init__(self, package: Package, address: str = "127.0.0.1:0") -> None:
+        """
+        Start serving on ``address`` (port 0: one that is free).
+
+        Raises `RuntimeError` if the address cannot be had.
+        """
+        limit = 400 * 1024 * 1024  # as the engine's own (pulumi, sdk/go/common/util/rpcutil/serve.go)
+        self._provider = Provider(package)
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(max_workers=_THREADS),
+            options=[("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", limit)],
+        )
+        provider_pb2_grpc.add_ResourceProviderServicer_to_server(self._provider, self._server)
+        self.port: int = self._server.add_insecure_port(address)
+        self._server.start()
+
+    def stop(self, seconds: float) -> None:
+        """Take no more calls, give those under way ``seconds`` to end, and let go of all connections."""
+        self._server.stop(seconds).wait(seconds)
+        self._provider.close()

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import REAL_PLUGIN
-from .behaviour import PROVIDER_REFUSED, Behaviour
-from .schema import Property, ResourceSchema, ValueType
+from .behaviour import Behaviour
+from .package import Package
+from .schema import Property, ValueType
 from .values import DEFAULTS, UNKNOWN, child, is_empty
 
 _RANDOM_CHARACTERS = 7
-"""Length of the random end of a made-up name (``SetAutonaming`` in pulumi-docker's provider/resources.go)."""
+"""Length of the random end of a made-up name (``SetAutonaming`` in a plugin's provider/resources.go)."""
 
 _CALLED = {
     "string": "a string",
@@ -46,6 +46,7 @@ class Failure:
 class _Walk:
     """One check of one resource; gathers what is wrong."""
 
+    package: Package
     resource_name: str
     behaviour: Behaviour | None
     failures: list[Failure] = field(default_factory=list)
@@ -72,8 +73,8 @@ class _Walk:
             if reason is not None and not is_empty(value):
                 self.fail(
                     where,
-                    f"The stand-in for the docker plugin does not carry '{field_pattern}': {reason}. "
-                    f"Use the real plugin ({REAL_PLUGIN}) or leave the argument out",
+                    f"The stand-in for the {self.package.name} plugin does not carry '{field_pattern}': "
+                    f"{reason}. Use the real plugin ({self.package.real_plugin}) or leave the argument out",
                 )
                 continue
             checked[name] = self.value(value, properties[name].type, where, field_pattern)
@@ -194,31 +195,27 @@ def made_up_name(resource_name: str, random_seed: bytes, proposed: str | None = 
 
 def check(
     arguments: Mapping[str, Any],
-    schema: ResourceSchema,
-    behaviour: Behaviour,
+    package: Package,
+    token: str,
     *,
     resource_name: str,
     make_name: Callable[[], str],
 ) -> tuple[dict[str, Any], list[Failure]]:
     """
-    Check a resource's arguments; ``make_name`` gives the name of one that has none.
+    Check the arguments of a resource of type ``token``; ``make_name`` gives the name of one that has none.
 
     Returns the inputs, converted and with defaults and a `DEFAULTS` list at every depth, and what
     is wrong with them; with failures the inputs are those given.
     """
-    walk = _Walk(resource_name, behaviour)
+    schema, behaviour = package.resources[token].schema, package.resources[token].behaviour
+    walk = _Walk(package, resource_name, behaviour)
     checked = walk.properties(arguments, schema.arguments, "", "")
     for first, second in behaviour.conflicts:
         if first in checked and second in checked:
             walk.fail(first, f"'{first}' cannot go together with '{second}'")
-    if (
-        "build" in checked
-        and isinstance(checked["build"], dict)
-        and "useLegacyBuilder" not in checked["build"]
-    ):
-        validator = behaviour.validators.get("build.useLegacyBuilder")
-        if validator and (wrong := validator(None)):
-            walk.fail("build", wrong[0].upper() + wrong[1:])
+    for rule in behaviour.rules:
+        if (wrong := rule(checked)) is not None:
+            walk.fail(*wrong)
     if walk.failures:
         return dict(arguments), walk.failures
     inputs = _with_defaults(checked, ValueType("object", properties=schema.arguments), behaviour, "")
@@ -228,18 +225,16 @@ def check(
     return inputs, []
 
 
-def check_provider(
-    arguments: Mapping[str, Any], properties: Mapping[str, Property], *, resource_name: str
-) -> list[Failure]:
+def check_provider(arguments: Mapping[str, Any], package: Package, *, resource_name: str) -> list[Failure]:
     """Check the arguments of the provider resource, with lists decoded. ``version`` is the engine's own."""
-    walk = _Walk(resource_name, None)
+    walk = _Walk(package, resource_name, None)
     given = {name: value for name, value in arguments.items() if name not in ("version", "pluginDownloadURL")}
-    checked = walk.properties(given, properties, "", "")
+    checked = walk.properties(given, package.provider_arguments, "", "")
     for name, value in checked.items():
-        if name in PROVIDER_REFUSED and not is_empty(value):
+        if name in package.provider_refused and not is_empty(value):
             walk.fail(
                 name,
-                f"The stand-in for the docker plugin does not carry '{name}': {PROVIDER_REFUSED[name]}. "
-                f"Install the real plugin with {REAL_PLUGIN}",
+                f"The stand-in for the {package.name} plugin does not carry '{name}': "
+                f"{package.provider_refused[name]}. Install the real plugin with {package.real_plugin}",
             )
     return walk.failures

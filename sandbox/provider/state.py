@@ -1,5 +1,5 @@
 """
-State (outputs) of resources: what is kept of the program's inputs, and inputs read back from Docker.
+State (outputs) of resources: what is kept of the program's inputs, and inputs read back.
 
 Follows what the Terraform bridge (https://github.com/pulumi/pulumi-terraform-bridge,
 pkg/tfbridge/schema.go) makes of the upstream provider's state.
@@ -64,7 +64,7 @@ def _absent(wanted: ValueType, default: Any) -> Any:
 
 
 def _with_unknown(element: Any, name: str, unknown: Any) -> Any:
-    """Fill in a field that Docker will fill, unless the whole element is not known yet."""
+    """Fill in a field that will be filled, unless the whole element is not known yet."""
     if isinstance(element, dict) and element.get(name) is None:
         return {**element, name: unknown}
     return element
@@ -76,7 +76,7 @@ def planned(
     """
     Return the state that the inputs alone make.
 
-    ``computed`` stands where Docker fills in a value: `UNKNOWN` in a preview, else None.
+    ``computed`` stands where a value is filled in: `UNKNOWN` in a preview, else None.
     """
     state: dict[str, Any] = {}
     for name, each in schema.arguments.items():
@@ -103,9 +103,9 @@ def created(
     """
     Return the state of a resource just created.
 
-    What was read from Docker goes over what was planned, but sets stay as planned: Terraform's SDK
-    holds on to them (``normalizeNullValues``, helper/schema/grpc_provider.go). That is why names of
-    capabilities and subnets that Docker writes differently show only after a refresh.
+    What was read back goes over what was planned, but sets stay as planned: Terraform's SDK
+    holds on to them (``normalizeNullValues``, helper/schema/grpc_provider.go). That is why elements
+    that are written differently there show only after a refresh.
     """
     state = planned(inputs, schema, behaviour)
     for name, value in observed.items():
@@ -154,7 +154,7 @@ def updated(
 def refreshed_inputs(
     inputs: Mapping[str, Any], state: Mapping[str, Any], schema: ResourceSchema, behaviour: Behaviour
 ) -> dict[str, Any]:
-    """Return the inputs as a refresh would write them: those the program gave, with the values Docker has."""
+    """Return the inputs as a refresh would write them: those the program gave, with the values there are."""
     return _refreshed_object(inputs, state, schema.arguments, behaviour, "")[0]
 
 
