@@ -2,7 +2,7 @@
 
 import pulumi
 
-from components import CaddyProxy, DerperRelay, LocalHost, RelayNetwork
+from components import HOSTS, CaddyProxy, DerperRelay, RelayNetwork
 from render import derp_map_region
 from settings import SettingsError, read_pulumi_config
 
@@ -11,7 +11,7 @@ try:
 except SettingsError as error:
     raise pulumi.RunError(str(error)) from None
 
-host = LocalHost("host", settings)
+host = HOSTS[settings.host.kind]("host", settings)
 network = RelayNetwork("network", settings, host)
 relay = DerperRelay("derper", settings, host, network)
 proxy = CaddyProxy("caddy", settings, host, network)
@@ -20,4 +20,7 @@ port = "" if settings.caddy.https_port == 443 else f":{settings.caddy.https_port
 pulumi.export("url", f"https://{settings.domain}{port}")
 pulumi.export("ipv4", host.ipv4)
 pulumi.export("ipv6", host.ipv6)
-pulumi.export("derpMapRegion", derp_map_region(settings, host.ipv4, host.ipv6))
+pulumi.export(
+    "derpMapRegion",
+    pulumi.Output.all(host.ipv4, host.ipv6).apply(lambda both: derp_map_region(settings, *both)),
+)

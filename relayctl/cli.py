@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 import urllib.request
@@ -21,22 +22,21 @@ from rich.console import Console
 import probe
 from images import built_image
 from probe.__main__ import findings_table
-from relayctl import failure, local_stack, preflight, pulumi_process, relay_check
+from relayctl import failure, hosts, local_stack, preflight, pulumi_process, relay_check
 from relayctl.prerequisites import (
     cache,
-    docker_engine,
     image_contexts,
     provider_plugins,
     pulumi_cli,
     registry,
 )
-from relayctl.prerequisites.docker_engine import DockerEngine
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
 from relayctl.stack import RelayStack, StackMissingError, UpdateFailedError, run_folder, state_copy
 from settings import Settings, SettingsError, read_stack_file
-from settings.model import PROJECT_FOLDER
+from settings.base import PROJECT_FOLDER
 from settings.reader import stack_file
+from ssh.connection import Connection
 
 # what shells tell of a program that Ctrl-C ended: 128 + SIGINT
 _INTERRUPTED = 130
@@ -57,42 +57,44 @@ def up(stack: str) -> None:
     """
     with _errors_for_people() as progress:
         _write_local_stack(stack, progress)
-        engine, settings = _engine_and_settings(stack, progress)
-        client = engine.client()
-        with _opened(stack, engine, settings, progress) as opened:
-            _bring_images(stack, settings, engine, progress)
-            known = _true_state(opened, client, progress)
-            preflight.check(settings, known, client, _where(stack))
-            going = preflight.networks_that_would_go(stack, settings, known, client)
-            preflight.check_networks_are_free(going, client)
-            adopted = preflight.adopted_volumes(stack, settings, known, client)
-            if adopted:
-                progress.warn(
-                    f"Volumes that are there already are used, with what is in them: {', '.join(adopted)}."
-                    f" If they are not this stack's, stop now and set volumes.prefix in {_where(stack)}."
-                )
+        settings = read_stack_file(stack)
+        host = hosts.of(settings, progress)
+        with _opened(stack, settings, host, progress) as opened:
+            settings = host.prepare(opened, _where(stack))
+            with host.engine(opened) as client:
+                _bring_images(stack, settings, host.goarch, client, progress)
+                _see_that_it_fits(opened, settings, client, progress)
             try:
                 with progress.step(f"Bringing up the stack {stack}"), opened.changes_noted():
                     opened.up()
             except UpdateFailedError as error:
-                raise failure.explained(error, stack, settings, client) from error
+                with host.engine(opened) as client:
+                    if client is None:
+                        raise
+                    raise failure.explained(error, stack, settings, client) from error
             outputs = opened.outputs()
-        root = relay_check.save_root_certificate(settings, stack, client)
-        findings = relay_check.check(settings, root, progress)
+            with host.engine(opened) as client:
+                if client is None:
+                    raise PrerequisiteError(
+                        f"the engine of {stack} does not answer any more", "run it again: it waits for it"
+                    )
+                root = relay_check.save_root_certificate(settings, stack, client)
+            addresses = host.addresses(outputs)
+        findings = relay_check.check(settings, addresses, root, progress)
         title = f"{settings.domain}, as clients see it"
         statuses = {finding.status for finding in findings}
         if statuses == {probe.Status.SKIPPED}:
             raise PrerequisiteError(
                 "the relay runs, but this machine has no route to"
-                f" {' or '.join(relay_check.addresses(settings))}, so it could not be checked",
+                f" {' or '.join(addresses)}, so it could not be checked",
                 "see from another machine: python -m probe (docs/derp-map.md)",
             )
         if not probe.is_up(findings):
             progress.console.print(findings_table(title, findings))
             raise PrerequisiteError(
                 "the relay runs, but not all is right (see the table)",
-                f"docker logs {settings.caddy.container_name}; docker logs {settings.derper.container_name};"
-                " then run it again",
+                f"{_docker(stack, settings, addresses)} logs {settings.caddy.container_name}, and the same"
+                f" for {settings.derper.container_name}; then run it again",
             )
         progress.console.print(relay_check.summary(findings, title))
         skipped = {finding.check.value for finding in findings if finding.status is probe.Status.SKIPPED}
@@ -111,31 +113,40 @@ def down(stack: str, *, volumes: bool) -> None:
             progress.say(f"{_where(stack)} is not there: nothing was ever brought up from here.")
             return
         try:
-            engine, settings = _engine_and_settings(stack, progress)
+            settings = read_stack_file(stack)
+            host = hosts.of(settings, progress)
         except SettingsError as error:
+            if _has_a_server(stack):
+                raise
             # What is up is in the state: a folder that has gone since is no reason to leave it up.
-            progress.warn(f"Taking down by the state alone, since the settings are no longer good: {error}")
-            engine, settings = docker_engine.ensure(progress), None
-        client = engine.client()
+            progress.warn(f"Taking down by the state alone, as the settings are no longer good: {error}")
+            settings, host = None, hosts.ThisMachine(None, progress)
         try:
-            with _opened(stack, engine, settings, progress, make=False) as opened:
-                known = _true_state(opened, client, progress)
-                preflight.check_networks_are_free(known.networks, client)
+            with _opened(stack, settings, host, progress, make=False) as opened:
+                settings = host.prepare(opened, _where(stack)) if settings else None
+                with host.engine(opened) as client:
+                    known = _true_state(opened, client, progress)
+                    if client is not None:
+                        preflight.check_networks_are_free(known.networks, client)
                 with progress.step(f"Taking down the stack {stack}"), opened.changes_noted():
                     opened.destroy(volumes=volumes)
+                if settings is not None and settings.host.kind == "local":
+                    with host.engine(opened) as client:
+                        if client is not None:
+                            _remove_built_images(settings, host.goarch, client, progress)
         except StackMissingError:
             progress.say(f"Pulumi knows of no stack {stack}: there is nothing to take down.")
             return
-        if settings is not None:
-            _remove_built_images(settings, engine, client, progress)
         progress.say(f"The stack {stack} is down.")
         if volumes:
             progress.say(
                 f"Its volumes are gone too. {_where(stack)} is kept; delete it to start from nothing."
             )
         else:
+            server = ", and so is the server that they are on, which costs what it did"
             progress.say(
-                "Volumes with certificates and keys are kept;"
+                "Volumes with certificates and keys are kept"
+                f"{server if settings and settings.host.kind == 'hetzner' else ''};"
                 f" `{_make('down', stack)} ARGS=--volumes` removes them."
             )
 
@@ -146,9 +157,12 @@ def setup(stack: str) -> None:
     """Bring what STACK needs on this machine, and change nothing that runs."""
     with _errors_for_people() as progress:
         _write_local_stack(stack, progress)
-        engine, settings = _engine_and_settings(stack, progress)
-        with _pulumi(settings, stack, progress):
-            _bring_images(stack, settings, engine, progress)
+        settings = read_stack_file(stack)
+        host = hosts.of(settings, progress)
+        with _opened(stack, settings, host, progress) as opened:
+            settings = host.prepare(opened, _where(stack))
+            with host.engine(opened) as client:
+                _bring_images(stack, settings, host.goarch, client, progress)
 
 
 @dataclass(frozen=True)
@@ -192,42 +206,32 @@ def _where(stack: str) -> str:
     return f"stacks/{stack_file(stack).name}"
 
 
+def _docker(stack: str, settings: Settings, addresses: list[str]) -> str:
+    """Return the command ``docker`` for the stack's engine, as a user types it."""
+    if settings.host.kind == "local":
+        return "docker"
+    user = settings.host.user if settings.host.kind == "ssh" else "root"
+    return shlex.join([*Connection(stack, user, addresses[0]).command(), "docker"])
+
+
+def _has_a_server(stack: str) -> bool:
+    """Tell whether the stack's last known state has an engine elsewhere."""
+    copy = state_copy(stack)
+    return copy.exists() and '"ssh://' in copy.read_text()
+
+
 def _write_local_stack(stack: str, progress: Progress) -> None:
     if stack == local_stack.NAME and not stack_file(stack).exists():
-        local_stack.write_if_missing(_local_engine(progress), progress)
-
-
-def _engine_and_settings(stack: str, progress: Progress) -> tuple[DockerEngine, Settings]:
-    """Return the engine of a stack on this machine, and its settings."""
-    settings = read_stack_file(stack)
-    if settings.host.docker:
-        os.environ["DOCKER_HOST"] = settings.host.docker
-    return _local_engine(progress), settings
-
-
-def _local_engine(progress: Progress) -> DockerEngine:
-    engine = docker_engine.ensure(progress)
-    if not engine.host.startswith("unix://"):
-        raise PrerequisiteError(
-            f"the Docker Engine at {engine.host} ({engine.origin}) is not this machine's, and host.kind local"
-            " is for this machine's only",
-            f"leave {engine.origin} unset, or have it name a socket such as unix:///var/run/docker.sock",
-        )
-    return engine
+        local_stack.write_if_missing(hosts.ThisMachine(None, progress).found, progress)
 
 
 @contextlib.contextmanager
-def _pulumi(settings: Settings | None, stack: str, progress: Progress) -> Iterator[_Pulumi]:
-    """Yield Pulumi with the Docker provider that can be had: the official one, else the stand-in."""
+def _pulumi(settings: Settings | None, progress: Progress) -> Iterator[_Pulumi]:
+    """Yield Pulumi with the providers that can be had: the official ones, else the stand-ins."""
     cli = pulumi_cli.bring(progress)
-    plugin = provider_plugins.find("docker", cli, progress)
-    if not plugin.installed and settings is not None and settings.host.kind != "local":
-        raise PrerequisiteError(
-            f"Pulumi's docker provider {plugin.version} cannot be downloaded ({plugin.reason}), and"
-            f" the stand-in is for this machine only, but {_where(stack)} has host.kind {settings.host.kind}",
-            f"pulumi plugin install resource docker {plugin.version}   (where the network allows it)",
-        )
-    with provider_plugins.attached(plugin, progress) as attached:
+    names = ["docker", "hcloud"] if settings is not None and settings.host.kind == "hetzner" else ["docker"]
+    plugins = [provider_plugins.find(name, cli, progress) for name in names]
+    with provider_plugins.attached(plugins, progress) as attached:
         yield _Pulumi(cli, attached)
 
 
@@ -242,12 +246,15 @@ def _only_run(stack: str, progress: Progress) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _opened(
-    stack: str, engine: DockerEngine, settings: Settings | None, progress: Progress, *, make: bool = True
+    stack: str,
+    settings: Settings | None,
+    host: hosts.StackHost,
+    progress: Progress,
+    *,
+    make: bool = True,
 ) -> Iterator[RelayStack]:
-    with _only_run(stack, progress), _pulumi(settings, stack, progress) as pulumi:
-        environment = dict(pulumi.environment)
-        if settings is None or settings.host.docker is None:
-            environment["DOCKER_HOST"] = engine.host
+    with _only_run(stack, progress), _pulumi(settings, progress) as pulumi:
+        environment = {**pulumi.environment, **host.environment}
         # A context would take precedence over the provider's own host.
         os.environ.pop("DOCKER_CONTEXT", None)
         if stack == local_stack.NAME and "PULUMI_CONFIG_PASSPHRASE_FILE" not in os.environ:
@@ -256,25 +263,55 @@ def _opened(
         yield RelayStack(stack, pulumi.cli, environment, progress, make=make)
 
 
-def _true_state(opened: RelayStack, client: docker.DockerClient, progress: Progress) -> preflight.Known:
+def _see_that_it_fits(
+    opened: RelayStack, settings: Settings, client: docker.DockerClient | None, progress: Progress
+) -> None:
+    """Raise ``PrerequisiteError`` if the engine has what is in the way; tell what is taken over.
+
+    Without ``client`` there is no engine yet, and so nothing on it.
+    """
+    known = _true_state(opened, client, progress)
+    if client is None:
+        return
+    preflight.check(settings, known, client, _where(opened.name))
+    going = preflight.networks_that_would_go(opened.name, settings, known, client)
+    preflight.check_networks_are_free(going, client)
+    adopted = preflight.adopted_volumes(opened.name, settings, known, client)
+    if adopted:
+        progress.warn(
+            f"Volumes that are there already are used, with what is in them: {', '.join(adopted)}."
+            " If they are not this stack's, stop now and set volumes.prefix in"
+            f" {_where(opened.name)}."
+        )
+
+
+def _true_state(
+    opened: RelayStack, client: docker.DockerClient | None, progress: Progress
+) -> preflight.Known:
     """Return what the state knows of, after it and the engine are rid of what an interrupted run left."""
     unfinished = opened.is_unfinished()
     deployment = opened.settle(
-        lambda deployment: not preflight.Known.from_deployment(deployment).all_there(client)
+        lambda deployment: (
+            client is not None and not preflight.Known.from_deployment(deployment).all_there(client)
+        )
     )
     known = preflight.Known.from_deployment(deployment)
-    if unfinished:
+    if unfinished and client is not None:
         preflight.remove_leftovers(opened.name, known, client, progress)
     return known
 
 
-def _bring_images(stack: str, settings: Settings, engine: DockerEngine, progress: Progress) -> None:
+def _bring_images(
+    stack: str, settings: Settings, goarch: str, client: docker.DockerClient | None, progress: Progress
+) -> None:
     """Fill the folders of images that are built; see that the others are there or can be pulled."""
-    client = engine.client()
     if settings.derper.builds:
-        image_contexts.fill("derper", progress, goarch=engine.goarch, version=settings.derper.version)
+        image_contexts.fill("derper", progress, goarch=goarch, version=settings.derper.version)
     if settings.caddy.builds:
-        image_contexts.fill("caddy", progress, goarch=engine.goarch, version=settings.caddy.version)
+        image_contexts.fill("caddy", progress, goarch=goarch, version=settings.caddy.version)
+    if client is None or settings.host.kind != "local":
+        # A server asks the registry itself, which another machine cannot answer for.
+        return
     for key, container in (("derper", settings.derper), ("caddy", settings.caddy)):
         if container.builds:
             continue
@@ -294,14 +331,14 @@ def _bring_images(stack: str, settings: Settings, engine: DockerEngine, progress
 
 
 def _remove_built_images(
-    settings: Settings, engine: DockerEngine, client: docker.DockerClient, progress: Progress
+    settings: Settings, goarch: str, client: docker.DockerClient, progress: Progress
 ) -> None:
     """Remove the images that were built for the stack, unless another one runs them."""
     images = []
     if settings.derper.builds:
-        images.append(built_image("derper", engine.goarch, settings.derper.version))
+        images.append(built_image("derper", goarch, settings.derper.version))
     if settings.caddy.builds:
-        images.append(built_image("caddy", engine.goarch, settings.caddy.version))
+        images.append(built_image("caddy", goarch, settings.caddy.version))
     for image in images:
         try:
             client.images.remove(image.name)

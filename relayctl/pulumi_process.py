@@ -52,15 +52,17 @@ class PulumiProcess(automation.PulumiCommand):
         super().__init__(skip_version_check=True)
         self._progress = progress
 
-    def run(
+    def run(  # noqa: PLR0913 - five of them are the SDK's
         self,
         args: list[str],
         cwd: str,
         additional_env: Mapping[str, str],
         on_output: Callable[[str], object] | None = None,
         on_error: Callable[[str], object] | None = None,
+        *,
+        given: str | None = None,
     ) -> automation.CommandResult:
-        """Run ``pulumi ARGS`` without questions, handing each line on.
+        """Run ``pulumi ARGS`` without questions, ``given`` as its input, handing each line on.
 
         Raises the ``CommandError`` that fits if it fails, and
         ``KeyboardInterrupt`` if it was asked to end meanwhile, once it has.
@@ -69,7 +71,7 @@ class PulumiProcess(automation.PulumiCommand):
             [*_ending_with_parent(), self.command, "--non-interactive", *args],
             cwd=cwd,
             env={**os.environ, **additional_env, "PULUMI_AUTOMATION_API": "true"},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             encoding="utf-8",
@@ -78,6 +80,11 @@ class PulumiProcess(automation.PulumiCommand):
         )
         assert process.stdout is not None  # noqa: S101 - both are pipes
         assert process.stderr is not None  # noqa: S101
+        if given is not None:
+            assert process.stdin is not None  # noqa: S101
+            # one key or so: it fits the pipe, so that nothing has to be read meanwhile
+            process.stdin.write(given)
+            process.stdin.close()
         output, errors = _Reader(process.stdout, on_output), _Reader(process.stderr, on_error)
         with _interrupts() as interrupts:
             self._wait(process, interrupts)

@@ -1,10 +1,11 @@
-"""The relay of a stack on this machine, checked as a client would."""
+"""The relay of a stack, checked as a client would."""
 
 from __future__ import annotations
 
 import io
 import socket
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import docker
@@ -47,11 +48,8 @@ def save_root_certificate(settings: Settings, stack: str, client: docker.DockerC
     return path
 
 
-def addresses(settings: Settings) -> list[str]:
-    """Return the addresses to ask: the host's as configured, else this machine's loopback."""
-    told = [address for address in (settings.host.ipv4, settings.host.ipv6) if address]
-    if told:
-        return told
+def loopback_addresses(settings: Settings) -> list[str]:
+    """Return this machine's own addresses, of the families that the relay is published over."""
     return ["127.0.0.1", "::1"] if settings.network.ipv6 and has_ipv6() else ["127.0.0.1"]
 
 
@@ -65,14 +63,16 @@ def has_ipv6() -> bool:
     return True
 
 
-def check(settings: Settings, root: Path | None, progress: Progress) -> list[probe.Finding]:
-    """Check the relay until it is up or a minute has passed, and return what was found last.
+def check(
+    settings: Settings, addresses: Sequence[str], root: Path | None, progress: Progress
+) -> list[probe.Finding]:
+    """Check the relay at ``addresses`` until it is up or a minute has passed, and return what was found last.
 
     All is skipped where this machine has no route to the relay's addresses.
     """
     relay = probe.Relay(
         domain=settings.domain,
-        addresses=addresses(settings),
+        addresses=addresses,
         https_port=settings.caddy.https_port,
         http_port=settings.caddy.http_port if settings.caddy.answer_by_address else None,
         stun_port=settings.derper.stun_port,

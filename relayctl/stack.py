@@ -12,7 +12,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,8 +29,8 @@ from relayctl.prerequisites.errors import (
 )
 from relayctl.prerequisites.progress import Progress
 from relayctl.prerequisites.pulumi_cli import PulumiCli
-from settings import PROJECT
-from settings.model import PROJECT_FOLDER
+from settings import PROJECT, Settings, settings_from_text
+from settings.base import PROJECT_FOLDER
 
 T = TypeVar("T")
 
@@ -215,6 +215,40 @@ class RelayStack:
             unfinished.write_text(exported)
             unfinished.replace(self._copy)
 
+    def config_values(self) -> dict[str, str]:
+        """Return the stack's configuration by whole keys, as text, secrets among it.
+
+        Raises ``UpdateFailedError``, such as for a wrong passphrase.
+        """
+        shown = json.loads(self._run("config", "--json", "--show-secrets"))
+        return {key: str(entry.get("value", "")) for key, entry in shown.items()}
+
+    def settings(self, where: str) -> Settings:
+        """Return the settings as the program will read them, with secrets; ``where`` is the stack's file."""
+        prefix = f"{PROJECT}:"
+        values = {
+            key.removeprefix(prefix): text
+            for key, text in self.config_values().items()
+            if key.startswith(prefix)
+        }
+        return settings_from_text(values, where)
+
+    def set_secret(self, key: str, value: str) -> None:
+        """Keep ``value`` in the stack's file, encrypted; it is on no command line."""
+        self._run("config", "set", "--secret", key, given=value)
+
+    def forget_with_all_on_it(self, urn: str) -> None:
+        """Take the server ``urn``, which is gone, out of the state with all that was on it."""
+        exported = json.loads(self._run("stack", "export"))
+        deployment = exported["deployment"]
+        deployment["resources"] = without(deployment.get("resources") or [], urn)
+        deployment["pending_operations"] = []
+        pruned = self._copy.with_suffix(".pruned")
+        pruned.touch(mode=0o600)
+        pruned.write_text(json.dumps(exported))
+        self._run("stack", "import", "--file", str(pruned))
+        pruned.unlink()
+
     def settle(self, gone: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any]:
         """Return the state, made true again where an update was interrupted or ``gone`` says it is not.
 
@@ -285,12 +319,15 @@ class RelayStack:
             self._run("stack", "rm", self.name, "--yes", "--preserve-config")
             self._copy.unlink(missing_ok=True)
 
-    def _run(self, *arguments: str, mend: str = "see Pulumi's message; then run it again") -> str:
-        """Run ``pulumi ARGUMENTS`` for the stack and return what it printed."""
+    def _run(
+        self, *arguments: str, mend: str = "see Pulumi's message; then run it again", given: str | None = None
+    ) -> str:
+        """Run ``pulumi ARGUMENTS`` for the stack, ``given`` as its input, and return what it printed."""
         where = [] if "rm" in arguments else ["--stack", self.name]
         environment = dict(self._stack.workspace.env_vars)
         return self._locked(
-            lambda: self._command.run([*arguments, *where], str(PROJECT_FOLDER), environment), mend
+            lambda: self._command.run([*arguments, *where], str(PROJECT_FOLDER), environment, given=given),
+            mend,
         ).stdout
 
     def _changing(
@@ -350,6 +387,34 @@ class RelayStack:
             time.sleep(_LOCK_POLL)
 
 
+def without(resources: Sequence[Mapping[str, Any]], urn: str) -> list[dict[str, Any]]:
+    """Return a deployment's ``resources`` without the server ``urn`` and what lived and died with it.
+
+    These are the resources that are said to be deleted with it, and the provider
+    that made them; the others lose what they say of having depended on them.
+    """
+    on_it = [resource for resource in resources if resource.get("deletedWith") == urn]
+    # A resource names its provider as URN::ID.
+    providers = {str(resource.get("provider", "")).rpartition("::")[0] for resource in on_it}
+    gone = {urn, *providers, *(str(resource["urn"]) for resource in on_it)}
+    kept = []
+    for resource in resources:
+        if resource["urn"] in gone:
+            continue
+        of_properties = resource.get("propertyDependencies") or {}
+        kept.append(
+            {
+                **resource,
+                "dependencies": [each for each in resource.get("dependencies") or [] if each not in gone],
+                "propertyDependencies": {
+                    name: [each for each in needed or [] if each not in gone]
+                    for name, needed in of_properties.items()
+                },
+            }
+        )
+    return kept
+
+
 class _Account:
     """What Pulumi says of an update: its steps, shown as they come, and its errors, kept."""
 
@@ -380,6 +445,9 @@ class _Account:
         text = _WRAPPED.sub("", _COLOR.sub("", said.message)).strip()
         if said.severity == "info#err":
             self._printed.append(text)
+        if said.severity == "info":
+            # What the program tells of its wait for a server.
+            self._progress.say(f"  {text}")
         if said.severity == "warning" and not _ON_PATH.search(text):
             self._progress.warn(text)
         if said.severity == "error":

@@ -1,11 +1,11 @@
 """What a stack's configuration means: one typed model, and the only reader of Pulumi's config."""
 
+from settings.host import AnyHost, HetznerHost, LocalHost, SshHost
 from settings.model import (
     Caddy,
     Certificate,
     Derper,
     Folder,
-    Host,
     Network,
     Redirect,
     Region,
@@ -15,15 +15,17 @@ from settings.model import (
     Volumes,
 )
 from settings.problems import Problem, SettingsError
-from settings.reader import PROJECT, read_pulumi_config, read_stack_file, settings_from
+from settings.reader import PROJECT, read_pulumi_config, read_stack_file, settings_from, settings_from_text
 
 __all__ = [
     "PROJECT",
+    "AnyHost",
     "Caddy",
     "Certificate",
     "Derper",
     "Folder",
-    "Host",
+    "HetznerHost",
+    "LocalHost",
     "Network",
     "Problem",
     "Redirect",
@@ -31,9 +33,11 @@ __all__ = [
     "Settings",
     "SettingsError",
     "Site",
+    "SshHost",
     "Upstream",
     "Volumes",
     "read_pulumi_config",
     "read_stack_file",
     "settings_from",
+    "settings_from_text",
 ]

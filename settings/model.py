@@ -13,20 +13,18 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from images import pinned_version
+from settings.base import PROJECT_FOLDER, Group
+from settings.host import AnyHost, LocalHost
+from settings.names import NAME_ADVICE, host_name
 from settings.problems import reject
-
-# Where relative folders in a stack file start from, as Pulumi.yaml's own paths do.
-PROJECT_FOLDER = Path(__file__).resolve().parent.parent
+from ssh.keys import public_key
 
 # caddy:2.11.4 on Docker Hub, index of all architectures.
 CADDY_IMAGE = "caddy:2.11.4@sha256:844f60b64e4724a5aa8245e019dace0d3f199f7433ce6c57676cb30a920dbad9"
 
-# RFC 1123 section 2.1: a label is 1 to 63 letters, digits and inner hyphens, a name at most 253 of them.
-_LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
 # What the Docker Engine takes as a container's, network's or volume's name.
 _DOCKER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 # Reference grammar of github.com/distribution/reference: [registry/]path[:tag][@digest].
@@ -48,66 +46,6 @@ _REDIRECT = re.compile(
 _FOLDER_IN_CONTAINER = re.compile(r"(/[A-Za-z0-9._-]+)+/?")
 # RFC 6761 and 6762, RFC 8375 and ICANN's resolution on .internal: names that no public authority signs.
 PRIVATE_SUFFIXES = (".localhost", ".local", ".test", ".invalid", ".internal", ".home.arpa")
-_NAME_ADVICE = "Give a host name such as derp.example.com"
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        extra="forbid",
-        frozen=True,
-        populate_by_name=True,
-        use_attribute_docstrings=False,
-    )
-
-
-def host_name(value: str) -> str:
-    """Return ``value`` as a host name in lower case; reject what is none, saying why."""
-    name = value.strip().lower().removesuffix(".")
-    if not name:
-        reject("is empty", f"{_NAME_ADVICE}.")
-    if "://" in name:
-        reject(f"{value!r} is a URL", f"Give the host name alone: {_host_of(name) or 'derp.example.com'}.")
-    if "*" in name:
-        reject(
-            f"{value!r} is a wildcard",
-            "Give each name by itself; a wildcard certificate needs a DNS challenge.",
-        )
-    if not name.isascii():
-        try:
-            advice = f"Give it as DNS has it: {name.encode('idna').decode()}."
-        except UnicodeError:
-            advice = f"{_NAME_ADVICE}."
-        reject(f"{value!r} has letters that are not ASCII", advice)
-    if _is_address(name.strip("[]")):
-        reject(f"{value!r} is an address", f"{_NAME_ADVICE}; certificates are for names.")
-    if ":" in name:
-        reject(f"{value!r} has a port", "Give the name alone; ports are caddy.httpPort and caddy.httpsPort.")
-    labels = name.split(".")
-    well_formed = len(name) <= 253 and all(_LABEL.fullmatch(label) for label in labels)  # noqa: PLR2004 - RFC 1123
-    # RFC 3696 section 2: no top-level domain is a number. Programs take such a name for an address.
-    if not well_formed or labels[-1].isdigit():
-        reject(f"{value!r} is no host name", f"{_NAME_ADVICE}: letters, digits, hyphens and dots.")
-    if len(labels) == 1:
-        reject(
-            f"{value!r} is a name without a domain", f"{_NAME_ADVICE}, or {name}.localhost on this machine."
-        )
-    return name
-
-
-def _host_of(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _docker_name(value: str) -> str:
@@ -119,7 +57,7 @@ def _docker_name(value: str) -> str:
     return value
 
 
-class Region(_Model):
+class Region(Group):
     """Give the region as id, code and name, such as {id: 900, code: nbg, name: Nuremberg}."""
 
     # tailcfg/derpmap.go: 900 to 999 are reserved for regions that users run themselves.
@@ -159,63 +97,6 @@ class Region(_Model):
         return self.name or self.code
 
 
-class Host(_Model):
-    """Give the host as a group, such as {kind: local}."""
-
-    kind: Annotated[
-        Literal["local"],
-        Field(description="Use local: the Docker Engine of the machine that Pulumi runs on."),
-    ] = "local"
-    docker: Annotated[
-        str | None,
-        Field(description="Give the engine's address, such as unix:///var/run/docker.sock, or leave it out."),
-    ] = None
-    ipv4: Annotated[
-        str | None, Field(description="Give the host's public IPv4 address, or leave it out.")
-    ] = None
-    ipv6: Annotated[
-        str | None, Field(description="Give the host's public IPv6 address, or leave it out.")
-    ] = None
-
-    @field_validator("docker")
-    @classmethod
-    def _engine_is_here(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("unix:///"):
-            reject(
-                f"{value!r} is no socket of this machine",
-                "host.kind local takes unix:///PATH only, such as unix:///var/run/docker.sock.",
-            )
-        return value
-
-    @field_validator("ipv4")
-    @classmethod
-    def _literal_ipv4(cls, value: str | None) -> str | None:
-        return None if value is None else _literal(value, 4)
-
-    @field_validator("ipv6")
-    @classmethod
-    def _literal_ipv6(cls, value: str | None) -> str | None:
-        return None if value is None else _literal(value, 6)
-
-
-def _literal(value: str, version: Literal[4, 6]) -> str:
-    example = {4: "203.0.113.7", 6: "2001:db8::7"}[version]
-    try:
-        address = ipaddress.ip_address(value)
-    except ValueError:
-        address = None
-    if address is None or address.version != version:
-        reject(
-            f"{value!r} is no IPv{version} address", f"Give it as digits, such as {example}, or leave it out."
-        )
-    if "%" in value or address.is_unspecified or address.is_multicast:
-        reject(
-            f"{value!r} is no address that clients can reach",
-            f"Give the host's own, such as {example}, or leave it out.",
-        )
-    return str(address)
-
-
 def unique_local_subnet(*names: str) -> str:
     """Return the /64 that belongs to ``names``, in fd00::/8 (RFC 4193).
 
@@ -228,7 +109,7 @@ def unique_local_subnet(*names: str) -> str:
     return str(ipaddress.IPv6Network((prefix.ljust(16, b"\0"), 64)))
 
 
-class Network(_Model):
+class Network(Group):
     """Give the network as a group, such as {name: shared_bridge}."""
 
     name: Annotated[str, Field(description="Give the name of the Docker network, such as shared_bridge.")] = (
@@ -286,7 +167,7 @@ class Network(_Model):
 _VOLUMES = ("derp_certs", "derp_data", "caddy_etc", "caddy_srv", "caddy_data", "caddy_config")
 
 
-class Volumes(_Model):
+class Volumes(Group):
     """Give the volumes as a group, such as {prefix: relay_, protect: true}."""
 
     prefix: Annotated[
@@ -316,7 +197,7 @@ class Volumes(_Model):
         return {use: prefix + use for use in _VOLUMES}
 
 
-class _Container(_Model):
+class _Container(Group):
     allow_unpinned: Annotated[
         bool, Field(description="Use true to accept an image without digest, which can change under you.")
     ] = False
@@ -496,7 +377,7 @@ class Caddy(_Container):
         return self.version or pinned_version("caddy")
 
 
-class Certificate(_Model):
+class Certificate(Group):
     """Give the certificate as a group, such as {source: acme, email: you@example.com}."""
 
     source: Annotated[
@@ -574,13 +455,13 @@ def folder_of_host(folder: str) -> Path:
     return path
 
 
-class Upstream(_Model):
+class Upstream(Group):
     """Where a site's requests go: ``address`` for Caddy's ``reverse_proxy``, such as ``blog:8080``."""
 
     address: str
 
 
-class Folder(_Model):
+class Folder(Group):
     """A site's files: ``path`` in the container; ``source``, on the host, unless it is there already."""
 
     path: str
@@ -597,13 +478,13 @@ def _is_loopback(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-class Redirect(_Model):
+class Redirect(Group):
     """A site that sends visitors on to ``url``, which has no trailing slash."""
 
     url: str
 
 
-class Site(_Model):
+class Site(Group):
     """Give a site as names and one of upstream, folder and redirect."""
 
     names: Annotated[
@@ -712,16 +593,16 @@ class Site(_Model):
         return Folder(path=f"/srv/{self.names[0]}", source=str(folder_of_host(folder)))
 
 
-class Settings(_Model):
+class Settings(Group):
     """Give the stack's settings in its file."""
 
     domain: Annotated[
-        str, Field(description=f"{_NAME_ADVICE}: the relay's own, with DNS records for the host.")
+        str, Field(description=f"{NAME_ADVICE}: the relay's own, with DNS records for the host.")
     ]
     region: Annotated[
         Region, Field(description="Give id, code and name, such as {id: 900, code: nbg, name: Nuremberg}.")
     ]
-    host: Annotated[Host, Field(description="Give a group, such as {kind: local}.")] = Host()
+    host: Annotated[AnyHost, Field(description="Give a group, such as {kind: local}.")] = LocalHost()
     network: Annotated[Network, Field(description="Give a group, such as {name: shared_bridge}.")] = Network()
     volumes: Annotated[Volumes, Field(description="Give a group, such as {prefix: relay_}.")] = Volumes()
     derper: Annotated[Derper, Field(description="Give a group, such as {image: build}.")] = Derper()
@@ -731,8 +612,34 @@ class Settings(_Model):
     )
     sites: Annotated[
         list[Site],
-        Field(description="Give a list, such as [{names: [blog.example.com], upstream: 'blog:8080'}]."),
-    ] = []
+        Field(
+            default_factory=list,
+            description="Give a list, such as [{names: [blog.example.com], upstream: 'blog:8080'}].",
+        ),
+    ]
+
+    ssh_host_key: Annotated[
+        SecretStr | None,
+        Field(description="Leave it to `make setup`, which makes it and keeps it as a secret."),
+    ] = None
+    ssh_deploy_key: Annotated[
+        SecretStr | None,
+        Field(description="Leave it to `make setup`, which makes it and keeps it as a secret."),
+    ] = None
+
+    @field_validator("ssh_host_key", "ssh_deploy_key")
+    @classmethod
+    def _private_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            try:
+                public_key(value.get_secret_value())
+            except ValueError as error:
+                reject(
+                    f"is no private key in OpenSSH's format ({error})",
+                    "Delete the line: `make setup` makes a new one, which a server gets when it is rebuilt"
+                    " (docs/servers.md).",
+                )
+        return value
 
     @field_validator("domain")
     @classmethod

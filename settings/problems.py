@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -72,10 +72,14 @@ _WHAT = {
 
 def _problem(details: ErrorDetails, model: type[BaseModel], prefix: str) -> Problem:
     context: Mapping[str, Any] = details.get("ctx", {})
-    key = prefix + _dotted(details["loc"])
+    loc, fields, mend = _field(model, details["loc"])
+    key = prefix + _dotted(loc)
     if details["type"] == "bad_value":
         return Problem(key, context["what"], context["mend"])
-    fields, mend = _field(model, details["loc"])
+    if details["type"] == "union_tag_invalid":
+        return Problem(
+            f"{key}.kind", f"{context['tag']!r} is none", f"Use one of {context['expected_tags']}."
+        )
     if details["type"] == "extra_forbidden":
         names = [str(info.alias or name) for name, info in fields.items()]
         near = difflib.get_close_matches(str(details["loc"][-1]), names, n=1)
@@ -98,30 +102,46 @@ def _dotted(loc: tuple[int | str, ...]) -> str:
     return text
 
 
-def _field(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[Mapping[str, Any], str]:
-    """Find the fields beside the one at ``loc``, and how to mend it: its own description."""
+def _field(
+    model: type[BaseModel], loc: tuple[int | str, ...]
+) -> tuple[tuple[int | str, ...], Mapping[str, Any], str]:
+    """Find what ``loc`` leads to: as it stands in the file, the fields beside it, and how to mend it.
+
+    pydantic puts the kind of a group that has several into its path; the file
+    has it not. How to mend a value is its own description.
+    """
+    shown: list[int | str] = []
     fields: Mapping[str, Any] = model.model_fields
     description = model.__doc__ or ""
+    inner: list[type[BaseModel]] = []
     for part in loc:
         if isinstance(part, int):
+            shown.append(part)
             continue
+        of_kind = [each for each in inner if len(inner) > 1 and _kind(each) == part]
+        if of_kind:
+            inner = of_kind
+            fields, description = of_kind[0].model_fields, of_kind[0].__doc__ or ""
+            continue
+        shown.append(part)
+        if len(inner) == 1:
+            fields = inner[0].model_fields
         info = next((i for name, i in fields.items() if part in (name, i.alias)), None)
         if info is None:
             break
         description = info.description or description
-        inner = _model_in(info.annotation)
-        if inner is None:
-            break
-        if part != loc[-1]:
-            fields = inner.model_fields
-    return fields, description
+        inner = list(models_in(info.annotation))
+    return tuple(shown), fields, description
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _kind(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    return next(iter(getattr(field.annotation, "__args__", ())), None) if field else None
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the groups of settings that a field of the type ``annotation`` may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        yield annotation
     for argument in getattr(annotation, "__args__", ()):
-        found = _model_in(argument)
-        if found is not None:
-            return found
-    return None
+        yield from models_in(argument)

@@ -15,7 +15,8 @@ import yaml
 from pulumi.runtime import config as runtime_config
 from pydantic import ValidationError
 
-from settings.model import PRIVATE_SUFFIXES, PROJECT_FOLDER, Settings
+from settings.base import PROJECT_FOLDER
+from settings.model import PRIVATE_SUFFIXES, Settings
 from settings.problems import Problem, SettingsError, problems_of
 
 PROJECT = "derp-relays"
@@ -54,12 +55,26 @@ def read_pulumi_config() -> Settings:
     Raises ``SettingsError`` with all bad values.
     """
     raw = {**runtime_config.get_config_env(), **runtime_config.CONFIG.get()}
-    values = {
-        key.removeprefix(f"{PROJECT}:"): _parsed(text)
-        for key, text in raw.items()
-        if key.startswith(f"{PROJECT}:")
-    }
-    return settings_from(values, f"stacks/Pulumi.{pulumi.get_stack()}.yaml")
+    where = f"stacks/Pulumi.{pulumi.get_stack()}.yaml"
+    prefix = f"{PROJECT}:"
+    settings = settings_from_text(
+        {key.removeprefix(prefix): text for key, text in raw.items() if key.startswith(prefix)}, where
+    )
+    host, mend = settings.host, f"Run `make setup STACK={pulumi.get_stack()}`, which makes it."
+    missing = []
+    if host.kind == "hetzner" and settings.ssh_host_key is None:
+        missing.append(Problem(f"{PROJECT}:sshHostKey", "is missing", mend))
+    own = host.kind == "local" or (host.kind == "ssh" and host.deploy_key is not None)
+    if not own and settings.ssh_deploy_key is None:
+        missing.append(Problem(f"{PROJECT}:sshDeployKey", "is missing", mend))
+    if missing:
+        raise SettingsError(where, missing)
+    return settings
+
+
+def settings_from_text(values: Mapping[str, str], where: str) -> Settings:
+    """Check ``values`` as Pulumi hands them over: as `settings_from`, with groups and lists as JSON."""
+    return settings_from({key: _parsed(text) for key, text in values.items()}, where)
 
 
 def _parsed(text: str) -> Any:
@@ -74,8 +89,28 @@ def _parsed(text: str) -> Any:
 def read_stack_file(stack: str) -> Settings:
     """Read the settings of ``stack`` from its file, as Pulumi would, without running Pulumi.
 
-    Raises ``SettingsError`` if the file is missing, is no YAML or has bad values.
+    Secrets, which only Pulumi can open, are left out. Raises ``SettingsError`` if
+    the file is missing, is no YAML or has bad values.
     """
+    where = f"stacks/Pulumi.{stack}.yaml"
+    config = _config_of(stack)
+    unread = list(_misnamed_keys(config))
+    if unread:
+        raise SettingsError(where, unread)
+    values = {
+        key.removeprefix(f"{PROJECT}:"): value
+        for key, value in config.items()
+        if str(key).startswith(f"{PROJECT}:") and not _is_sealed(value)
+    }
+    return settings_from(values, where)
+
+
+def _is_sealed(value: object) -> bool:
+    return isinstance(value, dict) and set(value) == {"secure"}
+
+
+def _config_of(stack: str) -> Mapping[Any, Any]:
+    """Return what stands under ``config`` in the file of ``stack``."""
     path = stack_file(stack)
     where = f"stacks/Pulumi.{stack}.yaml"
     if not _STACK_NAME.fullmatch(stack):
@@ -109,15 +144,7 @@ def read_stack_file(stack: str) -> Settings:
         given = isinstance(content, dict) and "config" in content
         what = "has no settings" if given else "is missing"
         raise SettingsError(where, [Problem("config", what, "Give the settings under the key config.")])
-    unread = list(_misnamed_keys(config))
-    if unread:
-        raise SettingsError(where, unread)
-    values = {
-        key.removeprefix(f"{PROJECT}:"): value
-        for key, value in config.items()
-        if str(key).startswith(f"{PROJECT}:")
-    }
-    return settings_from(values, where)
+    return config
 
 
 def _misnamed_keys(config: Mapping[Any, Any]) -> Iterator[Problem]:
@@ -187,11 +214,12 @@ def _contradictions(settings: Settings) -> Iterator[Problem]:
             f"{caddy.container_name!r} is derper's name as well",
             "Give two different names.",
         )
-    if settings.host.ipv6 and not settings.network.ipv6:
+    host = settings.host
+    if host.kind != "hetzner" and host.ipv6 and not settings.network.ipv6:
         # clients would choose an address on which nothing answers
         yield Problem(
             "host.ipv6",
-            f"{settings.host.ipv6} is given, but network.ipv6 is false",
+            f"{host.ipv6} is given, but network.ipv6 is false",
             "Leave it out, since nothing is published over IPv6, or set network.ipv6: true.",
         )
     if certificate.email and certificate.source not in {"acme", "acme-staging"}:
@@ -202,6 +230,38 @@ def _contradictions(settings: Settings) -> Iterator[Problem]:
         )
     yield from _names_given_twice(settings)
     yield from _names_that_acme_refuses(settings)
+    yield from _folders_of_another_machine(settings)
+    yield from _names_outside_of_the_zone(settings)
+
+
+def _folders_of_another_machine(settings: Settings) -> Iterator[Problem]:
+    """Find folders that the host would look for on its own disk, where it runs elsewhere."""
+    if settings.host.kind == "local":
+        return
+    given = {
+        "certificate.folder": settings.certificate.folder,
+        "caddy.configFolder": settings.caddy.config_folder,
+        "caddy.siteFolder": settings.caddy.site_folder,
+    }
+    for number, site in enumerate(settings.sites):
+        given[f"sites[{number}].folder"] = getattr(site.serves, "source", None)
+    for key, folder in given.items():
+        if folder is not None:
+            yield Problem(
+                key,
+                f"{folder} is on this machine, and Docker runs on another (host.kind: {settings.host.kind})",
+                "Leave it out; a site's files go into the volume (folder: /srv/NAME; docs/settings.md).",
+            )
+
+
+def _names_outside_of_the_zone(settings: Settings) -> Iterator[Problem]:
+    host = settings.host
+    if host.kind == "hetzner" and host.dns_zone and host.record_name(settings.domain) is None:
+        yield Problem(
+            "host.dnsZone",
+            f"{settings.domain} is not in {host.dns_zone}",
+            "Name the zone that has the relay's name, or leave dnsZone out and make the records yourself.",
+        )
 
 
 def _names_given_twice(settings: Settings) -> Iterator[Problem]:

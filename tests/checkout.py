@@ -17,7 +17,7 @@ import yaml
 from relayctl.prerequisites import provider_plugins, pulumi_cli
 from relayctl.prerequisites.progress import Progress
 from settings import PROJECT
-from settings.model import PROJECT_FOLDER
+from settings.base import PROJECT_FOLDER
 from tests.docker_host import DockerHost
 
 STACK = "test"
@@ -79,8 +79,8 @@ class Checkout:
     def pulumi(self) -> Iterator[Pulumi]:
         """Yield Pulumi's own command line with the Docker provider that can be had."""
         progress = Progress()
-        plugin = provider_plugins.find("docker", self.cli, progress)
-        with provider_plugins.attached(plugin, progress) as attached:
+        plugins = [provider_plugins.find(name, self.cli, progress) for name in ("docker", "hcloud")]
+        with provider_plugins.attached(plugins, progress) as attached:
             yield Pulumi(self, {**self.environment, **self.cli.environment, **attached})
 
 

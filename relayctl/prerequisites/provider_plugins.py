@@ -22,7 +22,7 @@ from relayctl.prerequisites.errors import CommandFailedError, PrerequisiteError,
 from relayctl.prerequisites.registry import site_answers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from relayctl.prerequisites.progress import Progress
     from relayctl.prerequisites.pulumi_cli import PulumiCli
@@ -89,7 +89,7 @@ def pulumi_home() -> Path:
 
 
 @contextlib.contextmanager
-def attached(plugin: ProviderPlugin, progress: Progress) -> Iterator[dict[str, str]]:
+def attached(plugins: Sequence[ProviderPlugin], progress: Progress) -> Iterator[dict[str, str]]:
     """Yield what must be in the environment of Pulumi for the length of the block.
 
     Pulumi is kept from looking for plugins itself: at every call it would ask its
@@ -101,10 +101,20 @@ def attached(plugin: ProviderPlugin, progress: Progress) -> Iterator[dict[str, s
     Raises ``PrerequisiteError`` if there is no stand-in of that name or it does
     not start.
     """
-    environment = {"PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true"}
-    if plugin.installed:
-        yield environment
-        return
+    named = [item for item in os.environ.get("PULUMI_DEBUG_PROVIDERS", "").split(",") if item]
+    with contextlib.ExitStack() as running:
+        for plugin in plugins:
+            if plugin.installed:
+                continue
+            port = running.enter_context(_stand_in(plugin, progress))
+            named = [item for item in named if not item.startswith(f"{plugin.name}:")]
+            named.append(f"{plugin.name}:{port}")
+        environment = {"PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true"}
+        yield environment | ({"PULUMI_DEBUG_PROVIDERS": ",".join(named)} if named else {})
+
+
+@contextlib.contextmanager
+def _stand_in(plugin: ProviderPlugin, progress: Progress) -> Iterator[int]:
     module = f"sandbox.{plugin.name}_provider"
     if not (ROOT / module.replace(".", "/")).is_dir():
         raise PrerequisiteError(
@@ -115,12 +125,10 @@ def attached(plugin: ProviderPlugin, progress: Progress) -> Iterator[dict[str, s
     progress.warn(
         f"STAND-IN IN USE: Pulumi's {plugin.name} provider {plugin.version} cannot be downloaded"
         f" ({plugin.reason}). This project's own stand-in for it is used instead; it is meant for trying"
-        " things on this machine, not for servers."
+        " things, not for servers that others rely on."
     )
     with _running(module, progress) as port:
-        others = os.environ.get("PULUMI_DEBUG_PROVIDERS", "")
-        named = [item for item in others.split(",") if item and not item.startswith(f"{plugin.name}:")]
-        yield environment | {"PULUMI_DEBUG_PROVIDERS": ",".join([*named, f"{plugin.name}:{port}"])}
+        yield port
 
 
 @contextlib.contextmanager

@@ -276,7 +276,7 @@ def test_docker_provider_answers_in_seconds_with_or_without_a_network() -> None:
     plugin = provider_plugins.find("docker", cli, QUIET)
     assert time.monotonic() - started < 1
     before = set(_children())
-    with provider_plugins.attached(plugin, QUIET) as environment:
+    with provider_plugins.attached([plugin], QUIET) as environment:
         assert ("PULUMI_DEBUG_PROVIDERS" in environment) is not plugin.installed
         assert (len(set(_children()) - before) > 0) is not plugin.installed
     assert set(_children()) == before

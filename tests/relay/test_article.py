@@ -23,7 +23,7 @@ from images.recipe import host_goarch
 from relayctl.prerequisites import go_programs, image_contexts
 from relayctl.prerequisites.progress import Progress
 from settings import PROJECT
-from settings.model import PROJECT_FOLDER
+from settings.base import PROJECT_FOLDER
 from tests.checkout import Checkout
 from tests.docker_host import DockerHost
 from tests.relay.outside import Outside, outside

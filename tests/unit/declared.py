@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import runpy
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from pulumi.runtime.mocks import MockMonitor, MockResourceArgs
 from pulumi.runtime.stack import Stack
 
 from settings import PROJECT
-from settings.model import PROJECT_FOLDER
+from settings.base import PROJECT_FOLDER
 
 MINIMAL: Mapping[str, Any] = {
     "domain": "derp.example.com",
@@ -52,12 +53,23 @@ class Declarations:
         return [f"{r.type} {r.name}" for r in self.resources]
 
 
+# What only the providers know, by resource and name.
+_COMPUTED = {
+    "PrimaryIp ipv4": {"ipAddress": "203.0.113.9"},
+    "PrimaryIp ipv6": {"ipAddress": "2001:db8:9::", "ipNetwork": "2001:db8:9::/64"},
+    "RemoteImage derper": {"imageId": "sha256:derper"},
+    "RemoteImage caddy": {"imageId": "sha256:caddy"},
+}
+
+
 class _Mocks(mocks.Mocks):
-    """Inputs are outputs, plus what only the provider knows: an image's id."""
+    """Inputs are outputs, plus what only the provider knows; Hetzner's ids are numbers."""
 
     def new_resource(self, args: MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
-        computed = {"imageId": f"sha256:{args.name}"} if args.typ.endswith(":RemoteImage") else {}
-        return f"{args.name}-id", {**args.inputs, **computed}
+        kind = args.typ.rpartition(":")[2]
+        number = sum(args.name.encode()) + len(kind)
+        id_ = str(number) if args.typ.startswith("hcloud:") else f"{args.name}-id"
+        return id_, {**args.inputs, **_COMPUTED.get(f"{kind} {args.name}", {})}
 
     def call(self, args: mocks.MockCallArgs) -> Any:
         raise AssertionError(f"the program asks Docker at preview: {args.token}")
@@ -74,6 +86,10 @@ class _Recorder(MockMonitor):
         return super().RegisterResource(request)  # type: ignore[no-untyped-call]
 
 
+def _known(output: Any) -> Any:
+    return asyncio.run(output.future()) if isinstance(output, pulumi.Output) else output
+
+
 def declare(values: Mapping[str, Any], stack: str = "test") -> Declarations:
     """Run the program for the settings ``values``, by their keys without the project's name."""
     declarations = Declarations()
@@ -85,13 +101,15 @@ def declare(values: Mapping[str, Any], stack: str = "test") -> Declarations:
     @pulumi.runtime.test  # type: ignore[untyped-decorator]
     def run() -> None:
         set_all_config(config)
-        mocks.set_mocks(_Mocks(), project=PROJECT, stack=stack, monitor=_Recorder(declarations))
+        # A preview: no server is waited for.
+        mocks.set_mocks(_Mocks(), project=PROJECT, stack=stack, preview=True, monitor=_Recorder(declarations))
         runpy.run_path(str(PROJECT_FOLDER / "__main__.py"), run_name="__main__")
         root = get_root_resource()
         assert isinstance(root, Stack)
         declarations.outputs = dict(root.outputs)
 
     run()
+    declarations.outputs = {name: _known(value) for name, value in declarations.outputs.items()}
     return declarations
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from settings.model import PROJECT_FOLDER
+from settings.base import PROJECT_FOLDER
 from tests.unit.declared import Declarations, declare_stack
 
 CADDYFILE = "derp.example.com {\n    reverse_proxy derper\n}\n"

@@ -16,7 +16,7 @@ from relayctl.prerequisites import ports
 from relayctl.prerequisites.docker_engine import DockerEngine
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
-from settings import reader
+from settings import LocalHost, reader
 from settings.reader import read_stack_file
 
 Write = Callable[..., str]
@@ -68,6 +68,7 @@ def test_the_usual_ports_and_the_pinned_image_where_they_can_be_had(write: Write
     settings = read_stack_file("local")
     assert (settings.caddy.http_port, settings.caddy.https_port, settings.derper.stun_port) == (80, 443, 3478)
     assert not settings.caddy.builds
+    assert isinstance(settings.host, LocalHost)
     assert (settings.host.ipv4, settings.host.ipv6) == ("127.0.0.1", "::1")
     assert settings.certificate.source == "internal"
     assert "HTTP on 80, HTTPS on 443, STUN on 3478/udp, Caddy from its pinned image" in said
@@ -98,6 +99,7 @@ def test_ipv6_is_left_out_where_the_engine_would_mask_it(write: Write) -> None:
     said = write(ipv6=False, ipv6_reason="ip6tables is off")
     settings = read_stack_file("local")
     assert not settings.network.ipv6
+    assert isinstance(settings.host, LocalHost)
     assert settings.host.ipv6 is None
     assert "IPv6 is left out: ip6tables is off" in said
 
@@ -106,6 +108,7 @@ def test_no_ipv6_address_is_told_where_this_machine_has_none(write: Write) -> No
     write(loopback_ipv6=False)
     settings = read_stack_file("local")
     assert settings.network.ipv6
+    assert isinstance(settings.host, LocalHost)
     assert settings.host.ipv6 is None
 
 

@@ -201,7 +201,7 @@ def test_installed_plugin_is_found(program: Callable[..., Path]) -> None:
     program("pulumi-resource-docker", "", f"pulumi/plugins/resource-docker-v{DOCKER_PLUGIN}")
     found = provider_plugins.find("docker", cli_of(program), QUIET)
     assert (found.installed, found.version) == (True, DOCKER_PLUGIN)
-    with provider_plugins.attached(found, QUIET) as environment:
+    with provider_plugins.attached([found], QUIET) as environment:
         assert "PULUMI_DEBUG_PROVIDERS" not in environment
         assert environment["PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION"] == "true"
 
@@ -234,7 +234,7 @@ def test_plugin_without_a_stand_in_is_an_error() -> None:
     absent = provider_plugins.ProviderPlugin("nebula", "1.0.0", installed=False, reason="no such host")
     with (
         pytest.raises(PrerequisiteError, match="has no stand-in") as caught,
-        provider_plugins.attached(absent, QUIET),
+        provider_plugins.attached([absent], QUIET),
     ):
         pass
     assert "pulumi plugin install resource nebula 1.0.0" in caught.value.mend

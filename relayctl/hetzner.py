@@ -1,0 +1,172 @@
+"""What Hetzner Cloud says of a stack before Pulumi changes anything there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import hcloud
+import requests
+from hcloud.server_types import BoundServerType
+
+from components.hetzner_host import server_name
+from relayctl.prerequisites.errors import PrerequisiteError
+from settings import HetznerHost, Settings
+
+# https://docs.hetzner.cloud/reference/cloud, section "Authentication"; the provider takes no other length:
+# https://github.com/hetznercloud/terraform-provider-hcloud/blob/v1.66.1/hcloud/provider.go
+_TOKEN_LENGTH = 64
+_ENDPOINT = "https://api.hetzner.cloud/v1"
+
+SERVER = "hcloud:index/server:Server"
+
+
+def client(token: str | None) -> hcloud.Client:
+    """Return a client of the API for ``token``, at ``HCLOUD_ENDPOINT`` where that is set.
+
+    Raises ``PrerequisiteError`` where there is no token, or none that can be right.
+    """
+    mend = (
+        "export HCLOUD_TOKEN=...   (Hetzner Console: the project, Security, API tokens, Read & Write; or keep"
+        " it as a secret of the stack: pulumi config set --secret hcloud:token)"
+    )
+    if not token:
+        raise PrerequisiteError("there is no API token for Hetzner Cloud", mend)
+    if len(token) != _TOKEN_LENGTH:
+        raise PrerequisiteError(
+            f"the API token for Hetzner Cloud has {len(token)} characters, and every one of theirs has 64",
+            mend,
+        )
+    return hcloud.Client(
+        token=token,
+        api_endpoint=os.environ.get("HCLOUD_ENDPOINT") or _ENDPOINT,
+        application_name="derp-relays",
+        poll_interval=1,
+        timeout=30,
+    )
+
+
+def server_of(deployment: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the server that an exported ``deployment`` has, or ``None``."""
+    resources = deployment.get("resources") or []
+    return next((r for r in resources if r.get("type") == SERVER and not r.get("delete")), None)
+
+
+def is_gone(api: hcloud.Client, server: Mapping[str, Any]) -> bool:
+    """Tell whether the ``server`` of a deployment was deleted behind Pulumi's back.
+
+    Raises ``PrerequisiteError`` if the API does not say.
+    """
+    try:
+        api.servers.get_by_id(int(server["id"]))
+    except hcloud.APIException as error:
+        if error.code == "not_found":
+            return True
+        raise explained(error) from error
+    except requests.RequestException as error:
+        raise explained(error) from error
+    return False
+
+
+def check(
+    api: hcloud.Client, stack: str, settings: Settings, deployment: Mapping[str, Any], where: str
+) -> None:
+    """Raise ``PrerequisiteError`` with all that Hetzner Cloud would refuse; ``where`` is the stack file.
+
+    Only what a stack that is not there yet would ask for: what there is keeps its type and image.
+    """
+    host = settings.host
+    assert isinstance(host, HetznerHost)  # noqa: S101 - called for this kind alone
+    try:
+        found = list(_problems(api, stack, host, deployment))
+    except (hcloud.APIException, requests.RequestException) as error:
+        raise explained(error) from error
+    if found:
+        raise PrerequisiteError(
+            f"{where} does not fit Hetzner Cloud; nothing was changed\n"
+            + "\n".join(f"  {what}:\n    {mend}" for what, mend in found),
+            "do what stands under each, then run it again",
+        )
+
+
+def _problems(
+    api: hcloud.Client, stack: str, host: HetznerHost, deployment: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    types = api.server_types.get_all()
+    wanted = next((each for each in types if each.name == host.server_type), None)
+    if api.locations.get_by_name(host.location) is None:
+        there = ", ".join(sorted(str(each.name) for each in api.locations.get_all()))
+        yield f"host.location: there is no location {host.location}", f"Give one of {there}."
+    elif wanted is None:
+        yield (
+            f"host.serverType: there is no server type {host.server_type}",
+            f"Give one that {host.location} has: {_offered(types, host.location)}.",
+        )
+    elif not _available(wanted, host.location) and server_of(deployment) is None:
+        yield (
+            f"host.serverType: {host.server_type} is not to be had in {host.location} now",
+            f"Give one that is: {_offered(types, host.location)}.",
+        )
+    architecture = "arm" if host.architecture == "arm64" else "x86"
+    if api.images.get_by_name_and_architecture(host.image, architecture) is None:
+        names = {str(each.name) for each in api.images.get_all(type=["system"], architecture=[architecture])}
+        ours = ", ".join(sorted(name for name in names if name.startswith(("debian-", "ubuntu-"))))
+        yield f"host.image: there is no image {host.image} for {architecture}", f"Give one of {ours}."
+    if host.dns_zone is not None and not api.zones.get_all(name=host.dns_zone):
+        yield (
+            f"host.dnsZone: this project at Hetzner has no zone {host.dns_zone}",
+            "Make it in the Hetzner Console and point the domain's name servers at it, or leave dnsZone out.",
+        )
+    yield from _names(api, stack, deployment)
+
+
+def _names(api: hcloud.Client, stack: str, deployment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Find what has a name already that the stack would give: a name is once in a project."""
+    name = server_name(stack)
+    known = {(r.get("type"), str(r.get("id"))) for r in deployment.get("resources") or []}
+    asked: list[tuple[str, str, Any, str]] = [
+        (SERVER, "server", api.servers, name),
+        ("hcloud:index/firewall:Firewall", "firewall", api.firewalls, name),
+        ("hcloud:index/sshKey:SshKey", "SSH key", api.ssh_keys, name),
+        ("hcloud:index/primaryIp:PrimaryIp", "primary IP", api.primary_ips, f"{name}-ipv4"),
+        ("hcloud:index/primaryIp:PrimaryIp", "primary IP", api.primary_ips, f"{name}-ipv6"),
+    ]
+    for type_, what, kind, wanted in asked:
+        other = kind.get_by_name(wanted)
+        if other is not None and (type_, str(other.id)) not in known:
+            yield (
+                f"there is a {what} {wanted} (id {other.id}) at Hetzner, which is not this stack's",
+                (
+                    "Delete it in the Hetzner Console if an older state of this stack made it, give the stack"
+                    " another name, or use another project's token."
+                ),
+            )
+
+
+def _available(server_type: BoundServerType, location: str) -> bool:
+    locations = server_type.locations or []
+    return any(each.location.name == location and getattr(each, "available", True) for each in locations)
+
+
+def _offered(types: list[BoundServerType], location: str) -> str:
+    return ", ".join(str(each.name) for each in types if _available(each, location)) or "none at this moment"
+
+
+def explained(error: hcloud.APIException | requests.RequestException) -> PrerequisiteError:
+    """Return what the API's ``error`` means, and how to mend it."""
+    if not isinstance(error, hcloud.APIException):
+        return PrerequisiteError(
+            f"Hetzner Cloud's API does not answer: {error}",
+            "see to this machine's network, then run it again",
+        )
+    if error.code == "unauthorized":
+        return PrerequisiteError(
+            "Hetzner Cloud does not know the API token",
+            "make a new one in the Hetzner Console (the project, Security, API tokens, Read & Write), and"
+            " export it as HCLOUD_TOKEN",
+        )
+    return PrerequisiteError(
+        f"Hetzner Cloud: {error.message} ({error.code})",
+        "wait a minute, then run it again: nothing was changed",
+    )

@@ -1,0 +1,202 @@
+"""Where a stack's engine is, and what has to be there before Pulumi can go to it, by the kind of host."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import docker
+
+from components.engine_over_ssh import connection_to
+from relayctl import hetzner
+from relayctl.prerequisites import docker_engine
+from relayctl.prerequisites.errors import PrerequisiteError
+from relayctl.prerequisites.progress import Progress
+from relayctl.relay_check import loopback_addresses
+from relayctl.stack import RelayStack
+from settings import PROJECT, HetznerHost, LocalHost, Settings, SshHost
+from ssh.connection import Connection
+from ssh.docker_socket import docker_socket
+from ssh.keys import new_private_key, public_key
+from ssh.readiness import HostNotReadyError, wait_until_ready
+
+# Seconds that a server which is in the state has to answer before the update. One that boots still
+# is waited for by the update itself.
+_KNOWN_SERVER_SECONDS = 20.0
+# Seconds for a call to an engine on another continent, whose image is being sent meanwhile.
+_ENGINE_TIMEOUT = 120.0
+
+
+class StackHost(Protocol):
+    """Where the engine of a stack is."""
+
+    goarch: str
+    environment: Mapping[str, str]
+    """What Pulumi needs in its environment to find the engine."""
+
+    def prepare(self, opened: RelayStack, where: str) -> Settings:
+        """Make what the host needs before an update, and return the settings with their secrets."""
+
+    def engine(self, opened: RelayStack) -> contextlib.AbstractContextManager[docker.DockerClient | None]:
+        """Yield a client of the engine; ``None`` where there is no server yet, or it does not answer yet."""
+
+    def addresses(self, outputs: Mapping[str, Any]) -> list[str]:
+        """Return the literal addresses that clients reach the relay by, from the stack's outputs."""
+
+
+def of(settings: Settings, progress: Progress) -> StackHost:
+    """Return where the stack of ``settings`` has its engine. Raises as `docker_engine.ensure` does."""
+    if isinstance(settings.host, LocalHost):
+        return ThisMachine(settings, progress)
+    return Server(settings, progress)
+
+
+class ThisMachine:
+    """The engine of the machine that this runs on."""
+
+    def __init__(self, settings: Settings | None, progress: Progress) -> None:
+        """Find the engine, or bring one; without ``settings`` it is the default one."""
+        self._settings = settings
+        docker_host = settings.host.docker if settings and isinstance(settings.host, LocalHost) else None
+        if docker_host:
+            os.environ["DOCKER_HOST"] = docker_host
+        self.found = docker_engine.ensure(progress)
+        if not self.found.host.startswith("unix://"):
+            raise PrerequisiteError(
+                f"the Docker Engine at {self.found.host} ({self.found.origin}) is not this machine's, and"
+                " host.kind local is for this machine's only",
+                f"leave {self.found.origin} unset, or have it name a socket such as"
+                " unix:///var/run/docker.sock; for a server use host.kind: ssh",
+            )
+        self.goarch: str = self.found.goarch
+        self.environment: Mapping[str, str] = {} if docker_host else {"DOCKER_HOST": self.found.host}
+
+    def prepare(self, opened: RelayStack, where: str) -> Settings:  # noqa: ARG002 - all hosts are asked so
+        """Return the settings: they have no secrets."""
+        assert self._settings is not None  # noqa: S101 - only what is taken down has none
+        return self._settings
+
+    @contextlib.contextmanager
+    def engine(self, opened: RelayStack) -> Iterator[docker.DockerClient | None]:  # noqa: ARG002
+        """Yield a client of this machine's engine."""
+        client = self.found.client()
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def addresses(self, outputs: Mapping[str, Any]) -> list[str]:
+        """Return the host's addresses as configured, else this machine's loopback."""
+        assert self._settings is not None  # noqa: S101
+        told = [address for address in (outputs.get("ipv4"), outputs.get("ipv6")) if address]
+        return told or loopback_addresses(self._settings)
+
+
+class Server:
+    """The engine of a server that is reached by SSH: one that exists, or one that the update makes."""
+
+    def __init__(self, settings: Settings, progress: Progress) -> None:
+        """Take the settings as the stack's file has them, without secrets."""
+        host = settings.host
+        assert isinstance(host, SshHost | HetznerHost)  # noqa: S101 - chosen by kind
+        self._host = host
+        self._settings = settings
+        self._progress = progress
+        self.goarch: str = host.architecture
+        self.environment: Mapping[str, str] = {}
+
+    def prepare(self, opened: RelayStack, where: str) -> Settings:
+        """Make the SSH keys that are missing and keep them as secrets; ask Hetzner whether all can be had.
+
+        A server that was deleted behind Pulumi's back is taken out of the state, with
+        all that was on it, so that the update makes it anew. Raises
+        ``PrerequisiteError`` with what stands in the way.
+        """
+        self._make_keys(opened)
+        self._settings = opened.settings(where)
+        if self._settings.host.kind == "hetzner":
+            token = os.environ.get("HCLOUD_TOKEN") or opened.config_values().get("hcloud:token")
+            api = hetzner.client(token)
+            deployment = opened.deployment()
+            server = hetzner.server_of(deployment)
+            if server is not None and hetzner.is_gone(api, server):
+                self._progress.warn(
+                    f"The server {server['outputs'].get('name', server['id'])} is gone: it was deleted"
+                    " elsewhere. What was on it goes out of the state."
+                )
+                opened.forget_with_all_on_it(str(server["urn"]))
+                deployment = opened.deployment()
+            hetzner.check(api, opened.name, self._settings, deployment, where)
+        return self._settings
+
+    def _make_keys(self, opened: RelayStack) -> None:
+        config = opened.config_values()
+        uses_own = isinstance(self._host, SshHost) and self._host.deploy_key is not None
+        wanted = {
+            "sshHostKey": isinstance(self._host, HetznerHost),
+            "sshDeployKey": not uses_own,
+        }
+        for key, needed in wanted.items():
+            if needed and not config.get(f"{PROJECT}:{key}"):
+                comment = f"derp-relays {opened.name} {key} {getpass.getuser()}@{socket.gethostname()}"
+                made = new_private_key(comment)
+                opened.set_secret(f"{PROJECT}:{key}", made)
+                self._progress.say(f"Made {key}; it is kept as a secret in the stack's file.")
+                if isinstance(self._host, SshHost):
+                    raise PrerequisiteError(
+                        f"the server does not know the key that was just made for the stack {opened.name}",
+                        f"add this line to ~/.ssh/authorized_keys of {self._host.user} on"
+                        f" {self._host.address}, then run it again:\n"
+                        f"{public_key(made)} derp-relays-{opened.name}",
+                    )
+
+    def connection(self, opened: RelayStack) -> Connection | None:
+        """Return the connection to the server, with its files; ``None`` where there is no server yet."""
+        if isinstance(self._host, SshHost):
+            return connection_to(opened.name, self._settings, self._host.address)
+        server = hetzner.server_of(opened.deployment())
+        address = (server or {}).get("outputs", {}).get("ipv4Address")
+        return connection_to(opened.name, self._settings, address) if address else None
+
+    @contextlib.contextmanager
+    def engine(self, opened: RelayStack) -> Iterator[docker.DockerClient | None]:
+        """Yield a client of the server's engine, over one SSH connection.
+
+        Raises ``PrerequisiteError`` if a server that exists cannot be used.
+        """
+        connection = self.connection(opened)
+        if connection is None:
+            yield None
+            return
+        try:
+            wait_until_ready(
+                connection, cloud_init=False, seconds=_KNOWN_SERVER_SECONDS, say=self._progress.say
+            )
+        except HostNotReadyError as error:
+            if isinstance(self._host, SshHost):
+                raise PrerequisiteError(error.what, error.mend) from error
+            yield None
+            return
+        with docker_socket(connection.command()) as found:
+            client = docker.DockerClient(base_url=found.address, timeout=_ENGINE_TIMEOUT)
+            try:
+                yield client
+            finally:
+                client.close()
+
+    def addresses(self, outputs: Mapping[str, Any]) -> list[str]:
+        """Return the addresses among the outputs; for a server that has none there, what DNS says."""
+        told = [address for address in (outputs.get("ipv4"), outputs.get("ipv6")) if address]
+        if told or not isinstance(self._host, SshHost):
+            return told
+        try:
+            found = socket.getaddrinfo(self._host.address, None, proto=socket.IPPROTO_TCP)
+        except OSError as error:
+            raise PrerequisiteError(
+                f"host.address: {self._host.address} has no address ({error})", "mend DNS, or give host.ipv4"
+            ) from error
+        return list(dict.fromkeys(str(entry[4][0]) for entry in found))

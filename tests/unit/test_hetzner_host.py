@@ -1,0 +1,298 @@
+"""What servers are declared as: inputs as the provider gets them, options as the engine does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.hetzner_host import first_address, server_name
+from images import built_image, pinned_version
+from settings import SettingsError
+from settings.base import PROJECT_FOLDER
+from ssh.keys import new_private_key, public_key
+from tests.unit.declared import MINIMAL, Declarations, Declared, declare
+
+HOST_KEY = new_private_key("host")
+DEPLOY_KEY = new_private_key("deploy")
+HOST: dict[str, Any] = {"kind": "hetzner", "location": "nbg1", "sshFrom": ["203.0.113.4", "2001:db8:4::/48"]}
+HETZNER: dict[str, Any] = {
+    **MINIMAL,
+    "host": HOST,
+    "sshHostKey": HOST_KEY,
+    "sshDeployKey": DEPLOY_KEY,
+}
+SITES = [
+    {"names": ["blog.example.com", "example.com"], "upstream": "blog:80"},
+    {"names": ["elsewhere.example.org"], "upstream": "blog:80"},
+]
+EVERYWHERE = ["0.0.0.0/0", "::/0"]
+
+
+@pytest.fixture(autouse=True)
+def own_ssh_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have the program write what SSH needs into a folder of the test's own."""
+    monkeypatch.setattr("ssh.connection.PROJECT_FOLDER", tmp_path)
+    return tmp_path
+
+
+def declared(stack: str = "test", **host: Any) -> Declarations:
+    return declare({**HETZNER, "host": {**HOST, **host}}, stack)
+
+
+def server(**host: Any) -> Declared:
+    return declared(**host).one("hcloud:index/server:Server", "host")
+
+
+def urn(resource: Declared) -> str:
+    parent = "derp-relays:components:HetznerHost"
+    return f"urn:pulumi:test::derp-relays::{parent}${resource.type}::{resource.name}"
+
+
+def test_the_whole_of_a_server() -> None:
+    assert sorted(name for name in declared().names() if "docker:index" not in name) == [
+        "derp-relays:components:CaddyProxy caddy",
+        "derp-relays:components:DerperRelay derper",
+        "derp-relays:components:HetznerHost host",
+        "derp-relays:components:RelayNetwork network",
+        "hcloud:index/firewall:Firewall host",
+        "hcloud:index/primaryIp:PrimaryIp ipv4",
+        "hcloud:index/primaryIp:PrimaryIp ipv6",
+        "hcloud:index/rdns:Rdns host-ipv4",
+        "hcloud:index/rdns:Rdns host-ipv6",
+        "hcloud:index/server:Server host",
+        "hcloud:index/sshKey:SshKey host",
+        "pulumi:providers:docker host",
+        "pulumi:providers:hcloud host",
+        "pulumi:pulumi:Stack derp-relays-test",
+    ]
+
+
+def test_the_servers_inputs() -> None:
+    inputs = server().inputs
+    user_data = inputs.pop("userData")
+    assert inputs == {
+        "name": "derp-test",
+        "serverType": "cx23",
+        "location": "nbg1",
+        "image": "debian-13",
+        "sshKeys": [str(sum(b"host") + len("SshKey"))],
+        "firewallIds": [sum(b"host") + len("Firewall")],
+        "publicNets": [
+            {
+                "ipv4Enabled": True,
+                "ipv4": sum(b"ipv4") + len("PrimaryIp"),
+                "ipv6Enabled": True,
+                "ipv6": sum(b"ipv6") + len("PrimaryIp"),
+            }
+        ],
+        "labels": {"derp-relays.stack": "derp-test"},
+        "backups": False,
+        "deleteProtection": False,
+        "rebuildProtection": False,
+        "keepDisk": True,
+        "shutdownBeforeDeletion": True,
+    }
+    # a secret, as the engine marks it: it holds the host key
+    assert user_data["4dabf18193072939515e22adb298388d"] == "1b47061264138c4ac30d75fd1eb44270"
+    config = yaml.safe_load(user_data["value"])
+    assert config["ssh_keys"]["ed25519_public"].startswith(public_key(HOST_KEY))
+    assert HOST_KEY.strip() == config["ssh_keys"]["ed25519_private"].strip()
+
+
+def test_edits_do_not_rebuild_the_server() -> None:
+    request = server().request
+    assert list(request.ignoreChanges) == ["userData", "sshKeys", "image"]
+    # its name and addresses are taken until it is gone
+    assert request.deleteBeforeReplace
+    assert not request.protect
+
+
+def test_settings_of_the_server() -> None:
+    inputs = server(
+        serverType="cax11",
+        image="ubuntu-24.04",
+        backups=True,
+        deleteProtection=True,
+        placementGroup=7,
+        labels={"team": "network"},
+    ).inputs
+    wanted = {
+        "serverType": "cax11",
+        "image": "ubuntu-24.04",
+        "backups": True,
+        "deleteProtection": True,
+        "rebuildProtection": True,
+        "placementGroupId": 7,
+        "labels": {"derp-relays.stack": "derp-test", "team": "network"},
+    }
+    assert {key: inputs[key] for key in wanted} == wanted
+
+
+def test_addresses_outlive_the_server() -> None:
+    found = declared(deleteProtection=True)
+    for version in ("ipv4", "ipv6"):
+        address = found.one(":PrimaryIp", version)
+        assert address.inputs == {
+            "name": f"derp-test-{version}",
+            "type": version,
+            "location": "nbg1",
+            "assigneeType": "server",
+            "autoDelete": False,
+            "deleteProtection": True,
+            "labels": {"derp-relays.stack": "derp-test"},
+        }
+        assert address.request.deleteBeforeReplace
+        assert not address.request.deletedWith
+
+
+def test_reverse_dns_leads_back_to_the_relay() -> None:
+    found = declared()
+    names = {
+        r.inputs["ipAddress"]: (r.inputs["dnsPtr"], r.inputs["primaryIpId"]) for r in found.of("rdns:Rdns")
+    }
+    assert names == {
+        "203.0.113.9": ("derp.example.com", sum(b"ipv4") + len("PrimaryIp")),
+        "2001:db8:9::1": ("derp.example.com", sum(b"ipv6") + len("PrimaryIp")),
+    }
+    assert declared(reverseDns=False).of("rdns:Rdns") == []
+
+
+def test_the_firewall_lets_in_the_relay_and_ssh_from_named_networks() -> None:
+    extra = {"protocol": "tcp", "port": "5000-5010", "from": ["198.51.100.0/24"], "description": "mine"}
+    firewall = declared(firewallRules=[extra]).one(":Firewall", "host")
+    rules = [(rule["protocol"], rule.get("port"), rule["sourceIps"]) for rule in firewall.inputs["rules"]]
+    assert rules == [
+        ("tcp", "80", EVERYWHERE),
+        ("tcp", "443", EVERYWHERE),
+        ("udp", "443", EVERYWHERE),
+        ("udp", "3478", EVERYWHERE),
+        ("icmp", None, EVERYWHERE),
+        ("tcp", "22", ["203.0.113.4/32", "2001:db8:4::/48"]),
+        ("tcp", "5000-5010", ["198.51.100.0/24"]),
+    ]
+    assert {rule["direction"] for rule in firewall.inputs["rules"]} == {"in"}
+
+
+def test_the_firewall_follows_the_ports() -> None:
+    values = {
+        **HETZNER,
+        "caddy": {"httpPort": 80, "httpsPort": 8443},
+        "derper": {"stunPort": 13478},
+    }
+    rules = declare(values).one(":Firewall", "host").inputs["rules"]
+    assert [(rule["protocol"], rule.get("port")) for rule in rules][:4] == [
+        ("tcp", "80"),
+        ("tcp", "8443"),
+        ("udp", "8443"),
+        ("udp", "13478"),
+    ]
+
+
+def test_records_for_the_relay_and_every_site_of_the_zone() -> None:
+    found = declare({**HETZNER, "host": {**HOST, "dnsZone": "example.com"}, "sites": SITES})
+    records = {
+        (r.inputs["name"], r.inputs["type"]): r.inputs["records"][0]["value"] for r in found.of(":ZoneRrset")
+    }
+    v4, v6 = "203.0.113.9", "2001:db8:9::1"
+    assert records == {
+        (name, type_): address
+        for name in ("derp", "blog", "@")
+        for type_, address in (("A", v4), ("AAAA", v6))
+    }
+    assert {r.inputs["zone"] for r in found.of(":ZoneRrset")} == {"example.com"}
+    assert declared().of(":ZoneRrset") == []
+
+
+def test_nothing_leads_to_ipv6_where_nothing_is_published_over_it() -> None:
+    found = declare({**HETZNER, "host": {**HOST, "dnsZone": "example.com"}, "network": {"ipv6": False}})
+    assert {r.inputs["type"] for r in found.of(":ZoneRrset")} == {"A"}
+    assert found.outputs["ipv6"] is None
+    assert "IPv6" not in found.outputs["derpMapRegion"]["Nodes"][0]
+
+
+def test_every_docker_resource_lives_and_dies_with_the_server() -> None:
+    found = declared()
+    wanted = urn(found.one(":Server", "host"))
+    docker = [r for r in found.resources if r.type.startswith("docker:")]
+    assert len(docker) == 11
+    for resource in docker:
+        assert resource.request.deletedWith == wanted, resource.name
+
+
+def test_certificates_and_keys_are_protected_on_a_server_too() -> None:
+    assert all(volume.request.protect for volume in declared().of(":Volume"))
+
+
+def test_the_docker_provider_goes_to_the_server_by_ssh(own_ssh_files: Path) -> None:
+    provider = declared().one("providers:docker", "host")
+    assert provider.inputs["host"] == "ssh://root@203.0.113.9"
+    assert provider.inputs["sshOpts"] == '["-F", ".relayctl/ssh/test/config"]'
+    folder = own_ssh_files / ".relayctl" / "ssh" / "test"
+    assert (folder / "known_hosts").read_text().strip() == f"derp-relays-test {public_key(HOST_KEY)}"
+    assert (folder / "deploy_key").read_text().strip() == DEPLOY_KEY.strip()
+
+
+def test_every_resource_of_hetzner_has_the_explicit_provider() -> None:
+    for resource in declared().resources:
+        if resource.type.startswith("hcloud:"):
+            assert "pulumi:providers:hcloud::host::" in resource.request.provider, resource.name
+
+
+def test_the_outputs_are_the_servers_addresses() -> None:
+    outputs = declared().outputs
+    assert (outputs["ipv4"], outputs["ipv6"]) == ("203.0.113.9", "2001:db8:9::1")
+    node = outputs["derpMapRegion"]["Nodes"][0]
+    assert (node["IPv4"], node["IPv6"]) == ("203.0.113.9", "2001:db8:9::1")
+
+
+def test_a_stack_without_keys_stops_before_any_resource() -> None:
+    with pytest.raises(Exception, match=r"2 bad values; nothing was changed") as caught:
+        declare({key: value for key, value in HETZNER.items() if not key.startswith("ssh")})
+    assert "sshHostKey: is missing. Run `make setup STACK=test`" in str(caught.value)
+    assert "sshDeployKey: is missing. Run `make setup STACK=test`" in str(caught.value)
+    assert not isinstance(caught.value, SettingsError)
+
+
+def test_a_server_that_exists_is_used_and_nothing_of_it_is_made(own_ssh_files: Path) -> None:
+    host = {
+        "kind": "ssh",
+        "address": "2001:db8::7",
+        "port": 2222,
+        "user": "deploy",
+        "hostKey": public_key(HOST_KEY),
+        "architecture": "arm64",
+        "ipv6": "2001:db8::7",
+    }
+    found = declare({**MINIMAL, "host": host, "sshDeployKey": DEPLOY_KEY})
+    assert not [r for r in found.resources if "hcloud" in r.type]
+    provider = found.one("providers:docker", "host")
+    assert provider.inputs["host"] == "ssh://deploy@[2001:db8::7]:2222"
+    assert not any(r.request.deletedWith for r in found.resources)
+    image = built_image("derper", "arm64", pinned_version("derper"))
+    assert found.one(":RemoteImage", "derper").inputs["name"] == image.name
+    assert (found.outputs["ipv4"], found.outputs["ipv6"]) == (None, "2001:db8::7")
+    assert (own_ssh_files / ".relayctl" / "ssh" / "test" / "deploy_key").exists()
+
+
+@pytest.mark.parametrize(
+    ("stack", "name"),
+    [("eu-nuremberg", "derp-eu-nuremberg"), ("Prod_1.x", "derp-prod-1-x"), ("-a-", "derp-a")],
+)
+def test_names_at_hetzner_are_host_names(stack: str, name: str) -> None:
+    assert server_name(stack) == name
+
+
+def test_the_first_address_of_a_network() -> None:
+    assert first_address("2001:db8:9::/64") == "2001:db8:9::1"
+
+
+def test_every_region_of_the_project_is_declared_whole() -> None:
+    for path in (PROJECT_FOLDER / "stacks").glob("Pulumi.*-*.yaml"):
+        content = yaml.safe_load(path.read_text())["config"]
+        values = {key.removeprefix("derp-relays:"): value for key, value in content.items() if "derp" in key}
+        if values["host"]["kind"] == "hetzner" and "sandbox" not in path.name:
+            found = declare({**values, "sshHostKey": HOST_KEY, "sshDeployKey": DEPLOY_KEY})
+            assert found.one(":Server", "host").inputs["location"] == values["host"]["location"]
