@@ -41,12 +41,25 @@ _STAGES = {
     "modules-final": "cloud-init: installing packages, Docker among them",
 }
 
+# Its exit code tells of errors too, so what was printed is what counts.
 _CLOUD_INIT_LOOK = """\
-cloud-init status --format json 2>/dev/null || cloud-init status --long
-status=$?
-echo; echo ==== status.json; cat /run/cloud-init/status.json 2>/dev/null
-echo; echo ==== log; tail -n 25 /var/log/cloud-init-output.log 2>/dev/null
-exit $status
+command -v cloud-init >/dev/null || exit 127
+told=$(cloud-init status --format json 2>/dev/null)
+case $told in
+{*) printf '%s\\n' "$told" ;;
+*) cloud-init status --long ;;
+esac
+echo ==== status.json
+cat /run/cloud-init/status.json 2>/dev/null
+echo
+echo ==== log
+tail -n 25 /var/log/cloud-init-output.log 2>/dev/null
+exit 0
+"""
+# How the engine was started, and with what file.
+_ENGINE_LOOK = """\
+pid=$(cat /run/docker.pid 2>/dev/null || pidof -s dockerd)
+tr '\\0' '\\n' <"/proc/$pid/cmdline"
 """
 
 
@@ -338,33 +351,56 @@ def _engine(connection: Connection) -> HostEngine:
             f"the Docker engine on {address} is {version}, and 20.10 is the least that works",
             "install a newer one there: https://docs.docker.com/engine/install/",
         )
-    ipv6, warnings = _ipv6(connection, version, numbers[0])
-    return HostEngine(version, str(server["ApiVersion"]), str(server["Arch"]), ipv6, warnings)
-
-
-def _ipv6(connection: Connection, version: str, major: int) -> tuple[bool | None, tuple[str, ...]]:
-    """Return whether ports are published over IPv6 with the sender's address, and what to say of it."""
-    done = _on_server(connection, "cat", "/etc/docker/daemon.json")
-    config = _json(done.stdout)
-    mend = (
-        f'on {connection.address}: put "ip6tables": true and "experimental": true into'
-        " /etc/docker/daemon.json, then sudo systemctl restart docker; or install a newer engine"
-    )
-    if "ip6tables" in config:
-        keeps: bool | None = bool(config["ip6tables"]) and (
-            major >= _IP6TABLES_BY_DEFAULT or bool(config.get("experimental"))
-        )
-    elif major >= _IP6TABLES_BY_DEFAULT:
-        keeps = True
-    else:
-        # the engine's command line may have it, or the file may not be this user's to read
-        keeps = False if done.returncode == 0 or "No such file" in done.stderr else None
+    ipv6 = _keeps_ipv6_senders(connection, numbers[0])
     warnings = []
-    if major < _IP6TABLES_BY_DEFAULT:
-        warnings.append(f"Docker Engine {version} is old: 29 and newer are what this project is made for")
-    if not keeps:
-        is_so = "masks" if keeps is False else "may mask"
+    if numbers[0] < _IP6TABLES_BY_DEFAULT:
+        warnings.append(f"Docker Engine {version} on {address} is old: this project is made for 29 and newer")
+    if not ipv6:
         warnings.append(
-            f"it {is_so} the address of IPv6 clients, and the relay would tell them a wrong one; {mend}"
+            f"the engine on {address} {'hides' if ipv6 is False else 'may hide'} the addresses of IPv6"
+            ' clients, and the relay would tell them a wrong one; put "ip6tables": true and, before engine'
+            f' {_IP6TABLES_BY_DEFAULT}, "experimental": true into /etc/docker/daemon.json there, then'
+            " run: sudo systemctl restart docker; or set network.ipv6: false"
         )
-    return keeps, tuple(warnings)
+    return HostEngine(version, str(server["ApiVersion"]), str(server["Arch"]), ipv6, tuple(warnings))
+
+
+def _keeps_ipv6_senders(connection: Connection, major: int) -> bool | None:
+    """Tell whether ports are published over IPv6 by rules of the kernel, ``None`` if that cannot be told.
+
+    The engine's API does not tell: it is what its command line or its file says,
+    and a file that is there may not be this user's to read. A rootless engine
+    forwards by itself, whatever it is told.
+    """
+    options = _on_server(connection, "docker", "info", "--format", "{{json .SecurityOptions}}").stdout
+    if "name=rootless" in options:
+        return False
+    arguments = _on_server(connection, "sh", "-c", _ENGINE_LOOK).stdout.splitlines()
+    file = _argument(arguments, "--config-file") or "/etc/docker/daemon.json"
+    read = _on_server(connection, "env", "LC_ALL=C", "cat", file)
+    config = _json(read.stdout)
+
+    def is_on(name: str) -> bool | None:
+        """Return what was set; ``None`` where nothing was, as far as can be seen."""
+        given = _argument(arguments, f"--{name}")
+        return config.get(name) if given is None else given.lower() not in ("false", "0")
+
+    wanted = is_on("ip6tables")
+    if major >= _IP6TABLES_BY_DEFAULT:
+        return wanted is not False
+    if wanted and is_on("experimental"):
+        return True
+    seen = bool(arguments) and (read.returncode == 0 or "No such file" in read.stderr)
+    return False if seen else None
+
+
+def _argument(arguments: list[str], flag: str) -> str | None:
+    """Return the value of ``flag``, ``"true"`` where it stands alone, ``None`` where it does not stand."""
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            following = arguments[position + 1 : position + 2]
+            if equals:
+                return value
+            return following[0] if following and not following[0].startswith("-") else "true"
+    return None
