@@ -3,8 +3,8 @@ Stand-in for the pulumi-docker provider plugin, for machines that cannot downloa
 
 The Pulumi engine attaches to it through ``PULUMI_DEBUG_PROVIDERS=docker:PORT``; it drives the
 Docker API with the ``docker`` library. It carries networks, volumes, images and containers on
-this machine's own daemon, and refuses whatever else the real plugin offers by name instead of
-leaving it out quietly.
+this machine's own daemon or on one behind ``ssh://``, and refuses whatever else the real plugin
+offers by name instead of leaving it out quietly.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def _base64(value: Any) -> str | None:
 
 
 def _absolute(value: Any) -> str | None:
-    # the upstream pattern takes Windows paths too; this daemon is a local, Linux one
+    # the upstream pattern takes Windows paths too; this daemon runs on Linux
     return None if value.startswith("/") else f"'{value}' must be an absolute path"
 
 
@@ -300,12 +300,11 @@ def behaviours() -> Mapping[str, Behaviour]:
 
 
 PROVIDER_REFUSED = {
-    "caMaterial": "TLS is for daemons on other machines",
-    "certMaterial": "TLS is for daemons on other machines",
-    "certPath": "TLS is for daemons on other machines",
+    "caMaterial": "the stand-in reaches other machines by ssh:// only",
+    "certMaterial": "the stand-in reaches other machines by ssh:// only",
+    "certPath": "the stand-in reaches other machines by ssh:// only",
     "context": "the stand-in reads no Docker contexts",
-    "keyMaterial": "TLS is for daemons on other machines",
+    "keyMaterial": "the stand-in reaches other machines by ssh:// only",
     "registryAuth": "the stand-in pulls with the Docker configuration file only",
-    "sshOpts": "SSH is for daemons on other machines",
 }
 """Arguments of the provider resource that are not carried, with the reason."""

@@ -18,7 +18,7 @@ from sandbox.provider.errors import CancelledError, OperationError, PartlyCreate
 from sandbox.provider.package import Creation
 from sandbox.provider.values import is_empty
 
-from .daemon import Daemon, explained, is_missing, said
+from .daemon import Daemon, is_missing, said
 from .durations import format_duration, parse_duration
 from .image import find_or_pull
 from .network import labels_of
@@ -492,7 +492,7 @@ def create(daemon: Daemon, inputs: Mapping[str, Any]) -> Creation:
     body = config(inputs)
     now = time.time()
     archives = [(upload["file"], upload_archive(upload, now)) for upload in inputs.get("uploads") or []]
-    with explained("Unable to create container"):
+    with daemon.explained("Unable to create container"):
         _refuse_unknown_to_daemon(daemon, inputs)
         identifier: str = daemon.api.create_container_from_config(
             body, name=inputs["name"], platform=inputs.get("platform") or None
@@ -500,10 +500,10 @@ def create(daemon: Daemon, inputs: Mapping[str, Any]) -> Creation:
     try:
         _connect(daemon, identifier, inputs)
         for file, archive in archives:
-            with explained(f"Unable to upload volume content {file}"):
+            with daemon.explained(f"Unable to upload volume content {file}"):
                 daemon.api.put_archive(identifier, "/", archive)
         if inputs.get("start"):
-            with explained("Unable to start container"):
+            with daemon.explained("Unable to start container"):
                 daemon.api.start(identifier)
             if inputs.get("wait"):
                 _wait_healthy(daemon, identifier, inputs.get("waitTimeout") or 0)
@@ -527,14 +527,14 @@ def _connect(daemon: Daemon, identifier: str, inputs: Mapping[str, Any]) -> None
     networks = inputs.get("networksAdvanced") or []
     if not networks:
         return
-    with explained("Unable to disconnect the default network"):
+    with daemon.explained("Unable to disconnect the default network"):
         try:
             daemon.api.disconnect_container_from_network(identifier, "bridge")
         except docker.errors.APIError as error:
             if "is not connected to" not in said(error):
                 raise
     for block in networks:
-        with explained(f"Unable to connect to network '{block['name']}'"):
+        with daemon.explained(f"Unable to connect to network '{block['name']}'"):
             daemon.api.connect_container_to_network(identifier, **endpoint(block))
 
 
@@ -542,7 +542,7 @@ def _wait_healthy(daemon: Daemon, identifier: str, seconds: float) -> None:
     health: dict[str, Any] = {}
 
     def healthy() -> bool:
-        with explained("error inspecting container state"):
+        with daemon.explained("error inspecting container state"):
             state = daemon.api.inspect_container(identifier)["State"]
         found = state.get("Health")
         if found is None:
@@ -573,7 +573,7 @@ def _wait_healthy(daemon: Daemon, identifier: str, seconds: float) -> None:
 
 
 def _wait_end(daemon: Daemon, identifier: str, inputs: Mapping[str, Any]) -> str | None:
-    with explained("Unable to wait container end of execution"):
+    with daemon.explained("Unable to wait container end of execution"):
         daemon.wait_until(
             lambda: not _is_running(daemon, identifier),
             float("inf"),
@@ -581,7 +581,7 @@ def _wait_end(daemon: Daemon, identifier: str, inputs: Mapping[str, Any]) -> str
         )
     if not inputs.get("logs"):
         return None
-    with explained("unable to read container logs"):
+    with daemon.explained("unable to read container logs"):
         written: bytes = daemon.api.logs(identifier, stdout=True, stderr=True)
     return written.decode(errors="replace")
 
@@ -595,7 +595,7 @@ def _is_running(daemon: Daemon, identifier: str) -> bool:
 
 def read(daemon: Daemon, identifier: str, prior: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the properties of a container, None if there is none."""
-    with explained("error fetching container information from Docker"):
+    with daemon.explained("error fetching container information from Docker"):
         try:
             inspection = daemon.api.inspect_container(identifier)
         except docker.errors.NotFound:
@@ -615,14 +615,14 @@ def update(daemon: Daemon, identifier: str, old: Mapping[str, Any], new: Mapping
     init, tmpfs, ...) it only takes note. Returns nothing that is not in the new state.
     """
     if not old.get("mustRun") and new.get("mustRun") and new.get("start"):
-        with explained("Unable to start container"):
+        with daemon.explained("Unable to start container"):
             daemon.api.start(identifier)
     if all(
         (is_empty(old.get(name)) and is_empty(new.get(name))) or old.get(name) == new.get(name)
         for name in _UPDATED
     ):
         return {}
-    with explained("Unable to update a container"):
+    with daemon.explained("Unable to update a container"):
         daemon.api.update_container(
             identifier,
             cpu_shares=new.get("cpuShares") or None,
@@ -638,13 +638,13 @@ def update(daemon: Daemon, identifier: str, old: Mapping[str, Any], new: Mapping
 def delete(daemon: Daemon, identifier: str, state: Mapping[str, Any]) -> None:
     """Stop a container, without ``destroyGraceSeconds`` at once, and remove it with its anonymous volumes."""
     if not state.get("attach"):
-        with explained(f"Error stopping container {identifier}"):
+        with daemon.explained(f"Error stopping container {identifier}"):
             try:
                 daemon.api.stop(identifier, timeout=state.get("destroyGraceSeconds") or 0)
             except docker.errors.APIError as error:
                 if not is_missing(error):
                     raise
-    with explained(f"Error deleting container {identifier}"):
+    with daemon.explained(f"Error deleting container {identifier}"):
         try:
             daemon.api.remove_container(identifier, v=bool(state.get("removeVolumes")), force=True)
         except docker.errors.APIError as error:

@@ -6,9 +6,9 @@ import ipaddress
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from urllib.parse import urlsplit
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from urllib.parse import unquote, urlsplit
 
 import docker
 import docker.errors
@@ -16,6 +16,7 @@ import requests
 
 from sandbox.provider.errors import CancelledError, OperationError, RefusedError
 from sandbox.provider.package import real_plugin
+from ssh.docker_socket import DockerSocket, docker_socket
 
 from . import PLUGIN_VERSION
 
@@ -35,7 +36,7 @@ def resolve_host(configured: str | None) -> str:
     """
     Return the address of the daemon: ``host`` of the provider, else ``DOCKER_HOST``, else `DEFAULT_HOST`.
 
-    Raises `RefusedError` for anything but a unix socket or TCP to a loopback address.
+    Raises `RefusedError` for anything but a unix socket, TCP to a loopback address, and SSH.
     """
     host = configured or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
     parts = urlsplit(host)
@@ -43,11 +44,53 @@ def resolve_host(configured: str | None) -> str:
         return host
     if parts.scheme in ("tcp", "http") and _is_loopback(parts.hostname):
         return host
+    if parts.scheme == "ssh":
+        ssh_command(host, [])
+        return host
     raise RefusedError(
-        f"the stand-in for the docker plugin serves this machine's Docker daemon only, not {host!r} "
-        "(it takes unix:///PATH and tcp://127.0.0.1:PORT). Install the real plugin with "
-        + real_plugin("docker", PLUGIN_VERSION)
+        "the stand-in for the docker plugin reaches Docker daemons at unix:///PATH, tcp://127.0.0.1:PORT and "
+        f"ssh://USER@HOST, not {host!r}. Install the real plugin with {real_plugin('docker', PLUGIN_VERSION)}"
     )
+
+
+def ssh_command(host: str, options: Sequence[str]) -> list[str]:
+    """
+    Return the ssh command, up to the server's name, that ``host`` and the provider's ``sshOpts`` make.
+
+    It is the real plugin's (https://github.com/docker/cli/blob/v28.5.2/cli/connhelper/connhelper.go).
+    Raises `RefusedError` for an address that it would not take, and for one with the path of a socket.
+    """
+    parts = urlsplit(host)
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise RefusedError(f"SSH host connection is not valid: {error}: {host!r}") from None
+    wrong = (
+        "plain-text password is not supported"
+        if parts.password is not None
+        else "hostname is empty"
+        if not parts.hostname
+        else "query parameters and fragments are not allowed"
+        if parts.query or parts.fragment
+        else "the stand-in takes no path of a socket"
+        if parts.path.strip("/")
+        else ""
+    )
+    if wrong or not parts.hostname:
+        # not the address, which may hold a password
+        raise RefusedError(f"SSH host connection is not valid: {wrong}")
+    command = ["ssh"]
+    if parts.username:
+        command += ["-l", unquote(parts.username)]
+    if port is not None:
+        command += ["-p", str(port)]
+    command += options
+    if "ConnectTimeout" not in "".join(options):
+        command += ["-o", "ConnectTimeout=30"]
+    if "-T" not in options:
+        command.append("-T")
+    # urlsplit writes host names in small letters, which names and addresses do not mind
+    return [*command, "--", parts.hostname]
 
 
 def _is_loopback(hostname: str | None) -> bool:
@@ -64,32 +107,57 @@ def _is_loopback(hostname: str | None) -> bool:
 class Daemon:
     """A connection to one daemon, safe to use from several threads at once."""
 
-    def __init__(self, host: str) -> None:
-        """Take the address; the connection is made when it is needed."""
+    def __init__(self, host: str, ssh_options: Sequence[str] = ()) -> None:
+        """
+        Take the address, and ssh's options for one behind SSH.
+
+        The connection is made when it is needed, so that a server that is gone fails what needs it only.
+        """
         self.host = host
         self.cancelled = threading.Event()
+        self._ssh_options = ssh_options
         self._local = threading.local()
+        self._lock = threading.Lock()
+        self._held = ExitStack()
+        self._socket: DockerSocket | None = None
 
     def cancel(self) -> None:
         """End what waits in `wait_until`, now and later."""
         self.cancelled.set()
 
     def close(self) -> None:
-        """Let go of nothing: each thread's client ends with it."""
+        """End the ssh processes; calls under way fail."""
+        with self._lock:
+            self._held.close()
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the daemon is reached over SSH."""
+        return urlsplit(self.host).scheme == "ssh"
 
     @property
     def api(self) -> docker.APIClient:
         """Docker's client of this thread (the library's sessions are not made for several at once)."""
         client = getattr(self._local, "api", None)
         if client is None:
-            with explained("Unable to reach the Docker daemon", self.host):
-                client = docker.APIClient(base_url=self.host, version="auto", timeout=OPERATION_TIMEOUT)
+            with self.explained("Unable to reach the Docker daemon"):
+                client = docker.APIClient(base_url=self._address(), version="auto", timeout=OPERATION_TIMEOUT)
             self._local.api = client
         return client
 
+    def _address(self) -> str:
+        """Return an address that Docker's library can use: a socket in front of ssh, for one behind it."""
+        if not self.is_remote:
+            return self.host
+        with self._lock:
+            if self._socket is None:
+                command = ssh_command(self.host, self._ssh_options)
+                self._socket = self._held.enter_context(docker_socket(command))
+            return self._socket.address
+
     def ping(self) -> None:
         """Raise `OperationError` if the daemon does not answer."""
-        with explained("Unable to reach the Docker daemon", self.host):
+        with self.explained("Unable to reach the Docker daemon"):
             self.api.ping()
 
     def wait_until(self, done: Callable[[], bool], seconds: float, doing: str) -> None:
@@ -105,21 +173,21 @@ class Daemon:
             if self.cancelled.wait(_POLL_SECONDS):
                 raise CancelledError(f"{doing}: cancelled")
 
-
-@contextmanager
-def explained(doing: str, host: str | None = None) -> Iterator[None]:
-    """Turn errors of Docker and of the connection into `OperationError`, with Docker's own words."""
-    try:
-        yield
-    except docker.errors.APIError as error:
-        raise OperationError(f"{doing}: Error response from daemon: {said(error)}") from error
-    except docker.errors.BuildError as error:
-        raise OperationError(f"{doing}: {error}") from error
-    except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
-        at = f" at {host}" if host else ""
-        raise OperationError(
-            f"{doing}: cannot talk to the Docker daemon{at}: {error}. Is it running?"
-        ) from error
+    @contextmanager
+    def explained(self, doing: str) -> Iterator[None]:
+        """Turn errors of Docker and of the connection into `OperationError`, with Docker's or ssh's words."""
+        try:
+            yield
+        except docker.errors.APIError as error:
+            raise OperationError(f"{doing}: Error response from daemon: {said(error)}") from error
+        except docker.errors.BuildError as error:
+            raise OperationError(f"{doing}: {error}") from error
+        except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
+            ssh = self._socket.said if self._socket is not None else ""
+            reason = f"ssh: {ssh}" if ssh else f"{error}. Is it running?"
+            raise OperationError(
+                f"{doing}: cannot talk to the Docker daemon at {self.host}: {reason}"
+            ) from error
 
 
 def said(error: docker.errors.APIError) -> str:

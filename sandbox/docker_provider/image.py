@@ -11,7 +11,7 @@ from docker.utils import parse_repository_tag
 
 from sandbox.provider.errors import OperationError
 
-from .daemon import Daemon, explained, stream_errors
+from .daemon import Daemon, stream_errors
 
 
 def repository_and_tag(name: str) -> tuple[str, str]:
@@ -64,7 +64,7 @@ def build_arguments(name: str, build: Mapping[str, Any]) -> dict[str, Any]:
 
 def find(daemon: Daemon, name: str) -> dict[str, Any] | None:
     """Return the inspection of the local image of that name, None if there is none."""
-    with explained("unable to inspect image " + name):
+    with daemon.explained("unable to inspect image " + name):
         try:
             found: dict[str, Any] = daemon.api.inspect_image(name)
         except docker.errors.ImageNotFound:
@@ -80,7 +80,7 @@ def find_or_pull(daemon: Daemon, name: str, platform: str | None = None) -> dict
     if found is None:
         doing = f"unable to pull image {name}"
         repository, tag = repository_and_tag(name)
-        with explained(doing):
+        with daemon.explained(doing):
             events = daemon.api.pull(repository, tag=tag, platform=platform or None, stream=True, decode=True)
             stream_errors(events, doing)
         found = find(daemon, name)
@@ -93,7 +93,7 @@ def build(daemon: Daemon, name: str, arguments: Mapping[str, Any]) -> None:
     """Build an image with the daemon's classic builder and give it its name and further tags."""
     doing = f"Error running legacy build of {name}"
     translated = build_arguments(name, arguments)
-    with explained(doing):
+    with daemon.explained(doing):
         try:
             events = daemon.api.build(**translated)
         except (TypeError, OSError, ValueError, docker.errors.DockerException) as error:
@@ -132,6 +132,6 @@ def delete(daemon: Daemon, state: Mapping[str, Any]) -> None:
     """Remove the image of that name, unless it is to be kept."""
     if state.get("keepLocally"):
         return
-    with explained("Unable to remove Docker image"):
+    with daemon.explained("Unable to remove Docker image"):
         if find(daemon, state["name"]) is not None:
             daemon.api.remove_image(state["name"], force=bool(state.get("forceRemove")))

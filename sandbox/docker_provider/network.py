@@ -9,7 +9,7 @@ import docker.errors
 
 from sandbox.provider.package import Creation
 
-from .daemon import REMOVAL_TIMEOUT, Daemon, explained, is_missing, said
+from .daemon import REMOVAL_TIMEOUT, Daemon, is_missing, said
 
 
 def labels_of(blocks: list[dict[str, Any]] | None) -> dict[str, str]:
@@ -83,13 +83,13 @@ def observed(inspection: Mapping[str, Any]) -> dict[str, Any]:
 
 def create(daemon: Daemon, inputs: Mapping[str, Any]) -> Creation:
     """Create a network."""
-    with explained("Unable to create network"):
+    with daemon.explained("Unable to create network"):
         return Creation(str(daemon.api.create_network(**create_arguments(inputs))["Id"]))
 
 
 def read(daemon: Daemon, identifier: str) -> dict[str, Any] | None:
     """Return the properties of a network, None if there is none."""
-    with explained("Unable to inspect network"):
+    with daemon.explained("Unable to inspect network"):
         try:
             return observed(daemon.api.inspect_network(identifier))
         except docker.errors.NotFound:
@@ -111,5 +111,5 @@ def delete(daemon: Daemon, identifier: str) -> None:
             raise
         return True
 
-    with explained(doing):
+    with daemon.explained(doing):
         daemon.wait_until(removed, REMOVAL_TIMEOUT, f"{doing} {identifier}, which has active endpoints")

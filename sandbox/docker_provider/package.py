@@ -16,9 +16,14 @@ from .schema import provider_arguments, resource_schemas
 
 
 def _connect(arguments: Mapping[str, Any]) -> Daemon:
-    """Choose the daemon and see whether it answers. Raises `RefusedError` for daemons on other machines."""
-    daemon = Daemon(resolve_host(arguments.get("host")))
-    if not arguments.get("disableDockerDaemonCheck"):
+    """
+    Choose the daemon and see whether one on this machine answers.
+
+    One behind SSH is asked by the first resource only, as with the real plugin
+    (``configureDockerClient`` in pulumi-docker, provider/image.go).
+    """
+    daemon = Daemon(resolve_host(arguments.get("host")), arguments.get("sshOpts") or [])
+    if not daemon.is_remote and not arguments.get("disableDockerDaemonCheck"):
         daemon.ping()
     return daemon
 
@@ -68,5 +73,5 @@ PACKAGE = Package(
     provider_refused=PROVIDER_REFUSED,
     resources=_resource_types(),
     connect=_connect,
-    serves="it serves this machine's Docker daemon only",
+    serves="it serves Docker daemons on this machine and behind ssh://",
 )

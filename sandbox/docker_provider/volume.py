@@ -9,7 +9,7 @@ import docker.errors
 
 from sandbox.provider.package import Creation
 
-from .daemon import REMOVAL_TIMEOUT, Daemon, explained, is_missing, said
+from .daemon import REMOVAL_TIMEOUT, Daemon, is_missing, said
 from .network import label_blocks, labels_of
 
 
@@ -37,13 +37,13 @@ def observed(inspection: Mapping[str, Any]) -> dict[str, Any]:
 
 def create(daemon: Daemon, inputs: Mapping[str, Any]) -> Creation:
     """Create a volume or take over the one of that name, which is its id."""
-    with explained("Unable to create volume"):
+    with daemon.explained("Unable to create volume"):
         return Creation(str(daemon.api.create_volume(**create_arguments(inputs))["Name"]))
 
 
 def read(daemon: Daemon, identifier: str) -> dict[str, Any] | None:
     """Return the properties of a volume, None if there is none."""
-    with explained("Unable to inspect volume"):
+    with daemon.explained("Unable to inspect volume"):
         try:
             return observed(daemon.api.inspect_volume(identifier))
         except docker.errors.NotFound:
@@ -65,5 +65,5 @@ def delete(daemon: Daemon, identifier: str) -> None:
             raise
         return True
 
-    with explained(doing):
+    with daemon.explained(doing):
         daemon.wait_until(removed, REMOVAL_TIMEOUT, f"{doing} {identifier}, which is in use")

@@ -8,11 +8,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import pytest
 
 from relayctl.prerequisites import pulumi_cli
 from relayctl.prerequisites.progress import Progress
-from tests.docker_host import DockerHost
+from tests.docker_host import DockerHost, docker_host
 from tests.requirements import require
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,19 +39,31 @@ import json, os
 import pulumi, pulumi_docker as docker
 with open("resources.json") as file:
     wanted = json.load(file)
-provider = docker.Provider("local", host=wanted["host"])
+provider = docker.Provider("local", host=wanted["host"], ssh_opts=wanted["ssh_opts"])
 made = {}
 for name, one in wanted["resources"].items():
     options = one.get("options", {})
+    if "host" in one:
+        own = docker.Provider(name, host=one["host"], ssh_opts=wanted["ssh_opts"])
+        options = {**options, "provider": own}
     arguments = dict(one["args"])
     if arguments.get("image", "").startswith("@"):
         arguments["image"] = made[arguments["image"][1:]].name
     for secret in one.get("secrets", []):
         arguments[secret] = pulumi.Output.secret(arguments[secret])
     needed = list(made.values()) if options.pop("last", False) else []
-    options = pulumi.ResourceOptions(provider=provider, depends_on=needed, **options)
+    options = pulumi.ResourceOptions(**{"provider": provider, "depends_on": needed, **options})
     made[name] = getattr(docker, one["type"])(name, **arguments, opts=options)
     pulumi.export(name, made[name].id)
+"""
+
+
+LATER = """
+import pulumi, pulumi_docker as docker
+first = docker.Provider("first")
+network = docker.Network("n", opts=pulumi.ResourceOptions(provider=first))
+later = docker.Provider("later", host=network.id.apply(lambda made: f"unix:///nonexistent/{made}"))
+docker.Volume("v", opts=pulumi.ResourceOptions(provider=later))
 """
 
 
@@ -64,8 +78,10 @@ class Stack:
     docker: docker.DockerClient
     touched: bool = False
 
-    def write(self, resources: Mapping[str, Any], host: str | None = None) -> None:
-        wanted = {"host": host or self.host, "resources": resources}
+    def write(
+        self, resources: Mapping[str, Any], host: str | None = None, ssh_options: Sequence[str] = ()
+    ) -> None:
+        wanted = {"host": host or self.host, "ssh_opts": list(ssh_options) or None, "resources": resources}
         (self.folder / "resources.json").write_text(json.dumps(wanted))
 
     def run(self, *arguments: str, fails: bool = False, json_only: bool = False) -> str:
@@ -545,11 +561,10 @@ def test_other_resource_types_are_refused(stack: Stack) -> None:
     assert "unrecognized resource type docker:index/tag:Tag" in said
 
 
-@pytest.mark.parametrize("address", ["ssh://root@relay.example.com", "tcp://192.0.2.1:2375"])
-def test_a_daemon_on_another_machine_is_refused(stack: Stack, address: str) -> None:
-    stack.write(one(), host=address)
+def test_a_daemon_on_another_machine_is_reached_by_ssh_only(stack: Stack) -> None:
+    stack.write(one(), host="tcp://192.0.2.1:2375")
     said = stack.run("preview", fails=True)
-    assert "serves this machine's Docker daemon only" in said
+    assert "reaches Docker daemons at unix:///PATH, tcp://127.0.0.1:PORT and ssh://USER@HOST" in said
     assert "pulumi plugin install resource docker 5.2.0" in said
     stack.write(one())
 
@@ -558,6 +573,208 @@ def test_a_daemon_that_does_not_answer_is_told(stack: Stack, tmp_path: Path) -> 
     stack.write(one(), host=f"unix://{tmp_path}/none.sock")
     said = stack.run("preview", fails=True)
     assert f"cannot talk to the Docker daemon at unix://{tmp_path}/none.sock" in said
+
+
+# -- behind ssh
+
+
+@dataclass
+class SshServer:
+    """An sshd on loopback, at which the Docker Engine of one host answers, with keys of its own."""
+
+    folder: Path
+    engine: str
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"ssh://root@127.0.0.1:{self.port}"
+
+    @property
+    def options(self) -> list[str]:
+        return ["-F", str(self.folder / "config")]
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "sshd.log").read_text()
+
+    def start(self) -> None:
+        for name in ("host_key", "user_key"):
+            subprocess.run(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / name], check=True
+            )
+        shutil.copy(self.folder / "user_key.pub", self.folder / "authorized_keys")
+        (self.folder / "sshd_config").write_text(
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host_key\n"
+            f"AuthorizedKeysFile {self.folder}/authorized_keys\nStrictModes no\nUsePAM no\nPidFile none\n"
+            f"PermitRootLogin prohibit-password\nMaxSessions 100\nSetEnv DOCKER_HOST={self.engine}\n"
+        )
+        self.trust(self.folder / "host_key.pub")
+        (self.folder / "config").write_text(
+            f"IdentityFile {self.folder}/user_key\nIdentitiesOnly yes\nBatchMode yes\n"
+            f"UserKnownHostsFile {self.folder}/known_hosts\nGlobalKnownHostsFile none\n"
+            f"StrictHostKeyChecking yes\nHostKeyAlias server\n"
+            f"ControlMaster auto\nControlPath {self.folder}/%C\nControlPersist 5\n"
+        )
+        Path("/run/sshd").mkdir(exist_ok=True)
+        with (self.folder / "sshd.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                ["/usr/sbin/sshd", "-D", "-e", "-f", self.folder / "sshd_config"], stderr=log
+            )
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            time.sleep(0.05)
+        raise RuntimeError(f"sshd did not start: {self.log}")
+
+    def trust(self, public_key: Path) -> None:
+        (self.folder / "known_hosts").write_text(f"server {public_key.read_text()}")
+
+    def ssh(self, *arguments: str) -> None:
+        login = ["ssh", *self.options, "-l", "root", "-p", str(self.port)]
+        subprocess.run([*login, *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+
+    def stop(self) -> None:
+        self.ssh("-O", "exit", "127.0.0.1")
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(10)
+            self.process = None
+
+
+def free_port() -> int:
+    with socket.socket() as one_socket:
+        one_socket.bind(("127.0.0.1", 0))
+        return int(one_socket.getsockname()[1])
+
+
+@contextlib.contextmanager
+def ssh_server(engine: str) -> Iterator[SshServer]:
+    require(Path("/usr/sbin/sshd").exists(), "sshd is missing", "apt-get install openssh-server")
+    require(shutil.which("docker"), "Docker's command line is missing", "apt-get install docker.io")
+    # the path of a connection's socket has at most 107 bytes, so the folder cannot be deep
+    with tempfile.TemporaryDirectory(prefix="ssh-") as folder:
+        made = SshServer(Path(folder), engine, free_port())
+        try:
+            made.start()
+            yield made
+        finally:
+            made.stop()
+
+
+@pytest.fixture
+def server(stack: Stack) -> Iterator[SshServer]:
+    """Yield an sshd in front of the stack's engine; the stack's own way to it is there again afterwards."""
+    with ssh_server(stack.host) as made:
+        yield made
+        stack.write({})
+        if made.process is not None and stack.touched:
+            stack.write({}, made.address, made.options)
+            stack.run("up", "--yes", "--skip-preview")
+
+
+def test_everything_works_behind_ssh(stack: Stack, server: SshServer, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    resources = everything(folder)
+    stack.write(resources, server.address, server.options)
+    stack.run("up", "--yes", "--skip-preview")
+    assert stack.container().attrs["State"]["Health"]["Status"] == "healthy"
+    assert uploaded(stack, "/etc/app/b64") == (b"\xff", 0o744)
+    stack.unchanged()
+    stack.refresh()
+    stack.unchanged()
+    stack.docker.images.remove(f"{IMAGE}:also")
+
+
+def test_all_of_a_run_goes_through_one_connection_if_the_options_say_so(
+    stack: Stack, server: SshServer
+) -> None:
+    resources = {f"c{n}": {"type": "Container", "args": {"image": f"{IMAGE}:1"}} for n in range(8)}
+    stack.write(resources, server.address, server.options)
+    # the first connection, which others then share; several at once would each be the first
+    server.ssh("127.0.0.1", "true")
+    stack.run("up", "--yes", "--skip-preview")
+    assert len(stack.docker.containers.list()) == 8
+    assert server.log.count("Accepted publickey") == 1, server.log
+
+
+def test_a_server_that_cannot_be_trusted_or_reached_is_told_in_the_words_of_ssh(
+    stack: Stack, server: SshServer
+) -> None:
+    stack.write(one(), server.address, server.options)
+    server.trust(server.folder / "user_key.pub")
+    said = stack.run("up", "--yes", "--skip-preview", fails=True)
+    assert f"cannot talk to the Docker daemon at {server.address}: ssh: " in said
+    assert "Host key verification failed" in said
+    server.trust(server.folder / "host_key.pub")
+    (server.folder / "authorized_keys").write_text("")
+    assert "Permission denied (publickey" in stack.run("up", "--yes", "--skip-preview", fails=True)
+    server.stop()
+    assert "Connection refused" in stack.run("up", "--yes", "--skip-preview", fails=True)
+    assert stack.docker.containers.list(all=True) == []
+
+
+def test_a_server_that_is_gone_fails_what_needs_it_and_nothing_else(stack: Stack, server: SshServer) -> None:
+    stack.write(one(), server.address, server.options)
+    stack.run("up", "--yes", "--skip-preview")
+    server.stop()
+    stack.unchanged()
+    assert "Connection refused" in stack.run("refresh", "--yes", "--skip-preview", fails=True)
+    assert "Connection refused" in stack.run("destroy", "--yes", "--skip-preview", fails=True)
+    # the server has moved, and the containers with it
+    stack.write(one())
+    stack.run("up", "--yes", "--skip-preview")
+    stack.unchanged()
+    assert stack.container().status == "running"
+
+
+def test_hosts_are_told_apart_in_one_run(stack: Stack, server: SshServer) -> None:
+    with docker_host() as second, ssh_server(second.address) as moved:
+        client = second.client()
+        for image in stack.docker.images.get(f"{IMAGE}:1"), stack.docker.images.get(f"{IMAGE}:2"):
+            client.images.load(b"".join(image.save(named=True)))
+        stack.write(one(), server.address, server.options)
+        stack.run("up", "--yes", "--skip-preview")
+        first = stack.container().id
+
+        # the provider is updated in place: the host may be another one for what it made
+        shutil.copy(server.folder / "authorized_keys", moved.folder / "authorized_keys")
+        server.trust(moved.folder / "host_key.pub")
+        stack.write(one(image=f"{IMAGE}:2"), moved.address, server.options)
+        stack.run("up", "--yes", "--skip-preview")
+        assert client.containers.get(NAME).attrs["Config"]["Image"] == f"{IMAGE}:2"
+        assert stack.container().id == first, "left to the host that is given up, as with the real plugin"
+        stack.container().remove(force=True)
+
+        # two provider resources at once
+        both = one(image=f"{IMAGE}:2") | {
+            "other": {
+                "type": "Container",
+                "args": {"name": "other", "image": f"{IMAGE}:1"},
+                "host": stack.host,
+            }
+        }
+        stack.write(both, moved.address, server.options)
+        stack.run("up", "--yes", "--skip-preview")
+        assert [each.name for each in client.containers.list()] == [NAME]
+        assert [each.name for each in stack.docker.containers.list()] == ["other"]
+        stack.unchanged()
+        stack.run("destroy", "--yes", "--skip-preview")
+        assert client.containers.list(all=True) == stack.docker.containers.list(all=True) == []
+
+
+def test_a_host_that_is_not_known_yet_is_not_asked(stack: Stack) -> None:
+    program = (stack.folder / "__main__.py").read_text()
+    (stack.folder / "__main__.py").write_text(LATER)
+    try:
+        steps = json.loads(stack.run("preview", "--json", json_only=True))["steps"]
+        assert {step["urn"].rsplit("::", 1)[-1]: step["op"] for step in steps}["v"] == "create"
+        assert "cannot talk to the Docker daemon" in stack.run("up", "--yes", "--skip-preview", fails=True)
+    finally:
+        (stack.folder / "__main__.py").write_text(program)
 
 
 def seconds_to_die(stack: Stack, since: float) -> float:

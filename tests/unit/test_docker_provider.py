@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shlex
 import tarfile
 from copy import deepcopy
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from sandbox.docker_provider import container, image, network, volume
 from sandbox.docker_provider.behaviour import PROVIDER_REFUSED, behaviours
-from sandbox.docker_provider.daemon import resolve_host
+from sandbox.docker_provider.daemon import resolve_host, ssh_command
 from sandbox.docker_provider.durations import format_duration, parse_duration
 from sandbox.docker_provider.package import PACKAGE
 from sandbox.docker_provider.ports import same_ports
@@ -285,9 +286,19 @@ def test_made_up_names() -> None:
     assert made_up_name("web", b"") != made_up_name("web", b"")
 
 
-def test_the_provider_takes_a_host_and_refuses_what_is_for_other_machines() -> None:
-    assert check_provider({"host": UNKNOWN, "version": "5.2.0"}, PACKAGE, resource_name="p") == []
-    for wrong in ({"hosst": "x"}, {"host": ["x"]}, {"sshOpts": ["-i", "key"]}, {"context": "remote"}):
+def test_the_provider_takes_a_host_with_options_of_ssh_and_refuses_tls_and_contexts() -> None:
+    for right in (
+        {"host": UNKNOWN, "version": "5.2.0"},
+        {"host": "ssh://root@relay", "sshOpts": ["-F", "config"]},
+    ):
+        assert check_provider(right, PACKAGE, resource_name="p") == []
+    for wrong in (
+        {"hosst": "x"},
+        {"host": ["x"]},
+        {"sshOpts": "-i key"},
+        {"certPath": "/tls"},
+        {"context": "remote"},
+    ):
         assert len(check_provider(wrong, PACKAGE, resource_name="p")) == 1
 
 
@@ -302,7 +313,6 @@ def test_local_daemons_are_served(host: str) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        "ssh://root@relay.example.com",
         "tcp://192.0.2.1:2375",
         "tcp://relay:2375",
         "npipe:////./pipe/docker",
@@ -314,12 +324,48 @@ def test_daemons_elsewhere_are_refused_with_the_remedy(host: str) -> None:
         resolve_host(host)
 
 
+@pytest.mark.parametrize(
+    ("host", "options", "command"),
+    [
+        ("ssh://relay", [], "ssh -o ConnectTimeout=30 -T -- relay"),
+        ("ssh://root@192.0.2.1", ["-F", "f"], "ssh -l root -F f -o ConnectTimeout=30 -T -- 192.0.2.1"),
+        (
+            "ssh://a%20b@[2001:db8::1]:2222",
+            ["-oConnectTimeout=5", "-T"],
+            "ssh -l 'a b' -p 2222 -oConnectTimeout=5 -T -- 2001:db8::1",
+        ),
+    ],
+)
+def test_a_daemon_behind_ssh_is_reached_as_the_real_plugin_does(
+    host: str, options: list[str], command: str
+) -> None:
+    assert resolve_host(host) == host
+    assert shlex.join(ssh_command(host, options)) == command
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("ssh://", "hostname is empty"),
+        ("ssh://root:pass-word@relay", "plain-text password is not supported"),
+        ("ssh://relay?a=b", "query parameters and fragments are not allowed"),
+        ("ssh://relay#a", "query parameters and fragments are not allowed"),
+        ("ssh://relay:99999", "SSH host connection is not valid: Port out of range"),
+        ("ssh://relay/run/docker.sock", "takes no path of a socket"),
+    ],
+)
+def test_wrong_addresses_behind_ssh_are_refused(host: str, reason: str) -> None:
+    with pytest.raises(RefusedError, match=reason) as refused:
+        resolve_host(host)
+    assert "pass-word" not in str(refused.value)
+
+
 def test_the_daemon_without_a_host_is_the_environments_or_the_usual(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///run/other.sock")
     assert resolve_host(None) == "unix:///run/other.sock"
     monkeypatch.delenv("DOCKER_HOST")
     assert resolve_host("") == "unix:///var/run/docker.sock"
-    monkeypatch.setenv("DOCKER_HOST", "ssh://elsewhere")
+    monkeypatch.setenv("DOCKER_HOST", "tcp://elsewhere:2375")
     with pytest.raises(RefusedError):
         resolve_host(None)
 
