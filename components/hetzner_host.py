@@ -93,13 +93,12 @@ class HetznerHost(pulumi.ComponentResource):
             name=f"{self._name}-{version}",
             type=version,
             location=host.location,
-            assignee_type="server",
             # A server that is replaced leaves it to the next one.
             auto_delete=False,
             delete_protection=host.delete_protection,
             labels=self._labels,
             # Its name is taken until it is gone.
-            opts=self._options(delete_before_replace=True),
+            opts=self._options(delete_before_replace=True, protect=host.delete_protection),
         )
 
     def _records(
@@ -188,7 +187,12 @@ class HetznerHost(pulumi.ComponentResource):
             keep_disk=True,
             shutdown_before_deletion=True,
             # Its name and its addresses are taken until it is gone.
-            opts=self._options(ignore_changes=KEPT_UNTIL_A_REBUILD, delete_before_replace=True),
+            opts=self._options(
+                ignore_changes=KEPT_UNTIL_A_REBUILD,
+                delete_before_replace=True,
+                # Hetzner would refuse only after the provider has shut it down.
+                protect=host.delete_protection,
+            ),
         )
 
 

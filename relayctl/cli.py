@@ -11,7 +11,9 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -22,7 +24,7 @@ from rich.console import Console
 import probe
 from images import built_image
 from probe.__main__ import findings_table
-from relayctl import failure, hosts, local_stack, preflight, pulumi_process, relay_check
+from relayctl import failure, hetzner, hosts, local_stack, preflight, pulumi_process, relay_check
 from relayctl.prerequisites import (
     cache,
     image_contexts,
@@ -60,47 +62,35 @@ def up(stack: str) -> None:
         settings = read_stack_file(stack)
         host = hosts.of(settings, progress)
         with _opened(stack, settings, host, progress) as opened:
-            settings = host.prepare(opened, _where(stack))
-            with host.engine(opened) as client:
-                _bring_images(stack, settings, host.goarch, client, progress)
-                _see_that_it_fits(opened, settings, client, progress)
-            try:
-                with progress.step(f"Bringing up the stack {stack}"), opened.changes_noted():
-                    opened.up()
-            except UpdateFailedError as error:
-                with host.engine(opened) as client:
-                    if client is None:
-                        raise
-                    raise failure.explained(error, stack, settings, client) from error
-            outputs = opened.outputs()
-            with host.engine(opened) as client:
-                if client is None:
-                    raise PrerequisiteError(
-                        f"the engine of {stack} does not answer any more", "run it again: it waits for it"
-                    )
-                root = relay_check.save_root_certificate(settings, stack, client)
-            addresses = host.addresses(outputs)
-        findings = relay_check.check(settings, addresses, root, progress)
-        title = f"{settings.domain}, as clients see it"
-        statuses = {finding.status for finding in findings}
-        if statuses == {probe.Status.SKIPPED}:
+            settings = host.prepare(opened, _where(stack), going_up=True)
+            running = _bring_up(opened, host, settings, progress)
+        _check_and_tell(stack, settings, running, progress)
+
+
+@main.command()
+@click.argument("stack")
+def rebuild(stack: str) -> None:
+    """Make the server of STACK anew, with the user data, image and keys that its file says now.
+
+    Its addresses stay, and so do certificates and the relay's key, which are copied
+    to this machine meanwhile. The relay is away for as long as a new server takes.
+    """
+    with _errors_for_people() as progress:
+        settings = read_stack_file(stack)
+        host = hosts.of(settings, progress)
+        if not isinstance(host, hosts.Server) or settings.host.kind != "hetzner":
             raise PrerequisiteError(
-                "the relay runs, but this machine has no route to"
-                f" {' or '.join(addresses)}, so it could not be checked",
-                "see from another machine: python -m probe (docs/derp-map.md)",
+                f"{_where(stack)} has host.kind {settings.host.kind}: nothing there can be made anew",
+                f"see to the host yourself, then: {_make('up', stack)}",
             )
-        if not probe.is_up(findings):
-            progress.console.print(findings_table(title, findings))
-            raise PrerequisiteError(
-                "the relay runs, but not all is right (see the table)",
-                f"{_docker(stack, settings, addresses)} logs {settings.caddy.container_name}, and the same"
-                f" for {settings.derper.container_name}; then run it again",
-            )
-        progress.console.print(relay_check.summary(findings, title))
-        skipped = {finding.check.value for finding in findings if finding.status is probe.Status.SKIPPED}
-        if skipped:
-            progress.say(f"({', '.join(sorted(skipped))}: not to be judged from this machine itself)")
-        _tell_what_next(stack, settings, outputs, root, progress)
+        with _opened(stack, settings, host, progress, make=False) as opened:
+            settings = host.prepare(opened, _where(stack), going_up=True)
+            _bring_images(stack, settings, host.goarch, None, progress)
+            hetzner.check_can_be_deleted(opened.deployment(), _where(stack))
+            with progress.step(f"Removing the server of {stack}"), opened.changes_noted():
+                host.remove(opened)
+            running = _bring_up(opened, host, settings, progress)
+        _check_and_tell(stack, settings, running, progress)
 
 
 @main.command()
@@ -123,11 +113,13 @@ def down(stack: str, *, volumes: bool) -> None:
             settings, host = None, hosts.ThisMachine(None, progress)
         try:
             with _opened(stack, settings, host, progress, make=False) as opened:
-                settings = host.prepare(opened, _where(stack)) if settings else None
+                settings = host.prepare(opened, _where(stack), going_up=False) if settings else None
                 with host.engine(opened) as client:
                     known = _true_state(opened, client, progress)
                     if client is not None:
                         preflight.check_networks_are_free(known.networks, client)
+                if volumes:
+                    hetzner.check_can_be_deleted(opened.deployment(), _where(stack))
                 with progress.step(f"Taking down the stack {stack}"), opened.changes_noted():
                     opened.destroy(volumes=volumes)
                 if settings is not None and settings.host.kind == "local":
@@ -160,9 +152,72 @@ def setup(stack: str) -> None:
         settings = read_stack_file(stack)
         host = hosts.of(settings, progress)
         with _opened(stack, settings, host, progress) as opened:
-            settings = host.prepare(opened, _where(stack))
+            settings = host.prepare(opened, _where(stack), going_up=True)
             with host.engine(opened) as client:
                 _bring_images(stack, settings, host.goarch, client, progress)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A stack that is up: outputs, the addresses to ask, and the root of its own authority, if any."""
+
+    outputs: dict[str, Any]
+    addresses: list[str]
+    root: Path | None
+
+
+def _bring_up(opened: RelayStack, host: hosts.StackHost, settings: Settings, progress: Progress) -> _Running:
+    """Bring the stack up."""
+    stack = opened.name
+    with host.engine(opened) as client:
+        _bring_images(stack, settings, host.goarch, client, progress)
+        _see_that_it_fits(opened, settings, client, progress)
+    host.put_back(opened)
+    try:
+        with progress.step(f"Bringing up the stack {stack}"), opened.changes_noted():
+            opened.up()
+    except UpdateFailedError as error:
+        with host.engine(opened) as client:
+            if client is None:
+                raise
+            raise failure.explained(error, stack, settings, client) from error
+    outputs = opened.outputs()
+    with host.engine(opened) as client:
+        if client is None:
+            raise PrerequisiteError(
+                f"the engine of {stack} does not answer any more", "run it again: it waits for it"
+            )
+        root = relay_check.save_root_certificate(settings, stack, client)
+    return _Running(outputs, host.addresses(outputs), root)
+
+
+def _check_and_tell(stack: str, settings: Settings, running: _Running, progress: Progress) -> None:
+    """Check the relay as a client would; tell what next.
+
+    Raises ``PrerequisiteError`` if it is not as it should be.
+    """
+    outputs, addresses, root = running.outputs, running.addresses, running.root
+    findings = relay_check.check(settings, addresses, root, progress)
+    title = f"{settings.domain}, as clients see it"
+    statuses = {finding.status for finding in findings}
+    if statuses == {probe.Status.SKIPPED}:
+        raise PrerequisiteError(
+            "the relay runs, but this machine has no route to"
+            f" {' or '.join(addresses)}, so it could not be checked",
+            "see from another machine: python -m probe (docs/derp-map.md)",
+        )
+    if not probe.is_up(findings):
+        progress.console.print(findings_table(title, findings))
+        raise PrerequisiteError(
+            "the relay runs, but not all is right (see the table)",
+            f"{_docker(stack, settings, addresses)} logs {settings.caddy.container_name}, and the same"
+            f" for {settings.derper.container_name}; then run it again",
+        )
+    progress.console.print(relay_check.summary(findings, title))
+    skipped = {finding.check.value for finding in findings if finding.status is probe.Status.SKIPPED}
+    if skipped:
+        progress.say(f"({', '.join(sorted(skipped))}: not to be judged from this machine itself)")
+    _tell_what_next(stack, settings, outputs, root, progress)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ from typing import Any
 
 import hcloud
 import requests
+from hcloud.actions import ActionException
 from hcloud.server_types import BoundServerType
+from hcloud.servers import BoundServer
 
 from components.hetzner_host import server_name
 from relayctl.prerequisites.errors import PrerequisiteError
-from settings import HetznerHost, Settings
+from relayctl.prerequisites.progress import Progress
+from settings import PROJECT, HetznerHost, Settings
 
 # https://docs.hetzner.cloud/reference/cloud, section "Authentication"; the provider takes no other length:
 # https://github.com/hetznercloud/terraform-provider-hcloud/blob/v1.66.1/hcloud/provider.go
@@ -20,6 +23,11 @@ _TOKEN_LENGTH = 64
 _ENDPOINT = "https://api.hetzner.cloud/v1"
 
 SERVER = "hcloud:index/server:Server"
+
+
+def server_urn(stack: str) -> str:
+    """Return the URN that the program gives the server of ``stack``."""
+    return f"urn:pulumi:{stack}::{PROJECT}::{PROJECT}:components:HetznerHost${SERVER}::host"
 
 
 def client(token: str | None) -> hcloud.Client:
@@ -53,20 +61,43 @@ def server_of(deployment: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return next((r for r in resources if r.get("type") == SERVER and not r.get("delete")), None)
 
 
-def is_gone(api: hcloud.Client, server: Mapping[str, Any]) -> bool:
-    """Tell whether the ``server`` of a deployment was deleted behind Pulumi's back.
+def find(api: hcloud.Client, server: Mapping[str, Any]) -> BoundServer | None:
+    """Return the ``server`` of a deployment, or ``None`` if it was deleted behind Pulumi's back.
 
     Raises ``PrerequisiteError`` if the API does not say.
     """
     try:
-        api.servers.get_by_id(int(server["id"]))
+        return api.servers.get_by_id(int(server["id"]))
     except hcloud.APIException as error:
         if error.code == "not_found":
-            return True
+            return None
         raise explained(error) from error
     except requests.RequestException as error:
         raise explained(error) from error
-    return False
+
+
+def switch_on(server: BoundServer, progress: Progress) -> None:
+    """Switch ``server`` on if it is off, which a creation or a change of type that failed half way leaves it.
+
+    Pulumi takes it for made. Raises ``PrerequisiteError`` if it does not go on.
+    """
+    if server.status != server.STATUS_OFF:
+        return
+    try:
+        with progress.step(f"Switching on the server {server.name}, which is off"):
+            server.power_on().wait_until_finished()
+    except (hcloud.APIException, ActionException, requests.RequestException) as error:
+        raise explained(error) from error
+
+
+def check_can_be_deleted(deployment: Mapping[str, Any], where: str) -> None:
+    """Raise ``PrerequisiteError`` if Hetzner would refuse to delete the server: it would be shut down first."""
+    server = server_of(deployment)
+    if server is not None and server["outputs"].get("deleteProtection"):
+        raise PrerequisiteError(
+            f"the server {server['outputs'].get('name')} is protected from deletion; nothing was changed",
+            f"set host.deleteProtection: false in {where}, bring the stack up, then run it again",
+        )
 
 
 def check(
@@ -153,8 +184,15 @@ def _offered(types: list[BoundServerType], location: str) -> str:
     return ", ".join(str(each.name) for each in types if _available(each, location)) or "none at this moment"
 
 
-def explained(error: hcloud.APIException | requests.RequestException) -> PrerequisiteError:
+def explained(
+    error: hcloud.APIException | ActionException | requests.RequestException,
+) -> PrerequisiteError:
     """Return what the API's ``error`` means, and how to mend it."""
+    if isinstance(error, ActionException):
+        return PrerequisiteError(
+            f"Hetzner Cloud could not do what it was asked: {error.message}",
+            "see the server in the Hetzner Console; then run it again",
+        )
     if not isinstance(error, hcloud.APIException):
         return PrerequisiteError(
             f"Hetzner Cloud's API does not answer: {error}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 import docker
 
 from components.engine_over_ssh import connection_to
-from relayctl import hetzner
+from relayctl import hetzner, preflight, volume_copies
 from relayctl.prerequisites import docker_engine
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
@@ -38,8 +39,11 @@ class StackHost(Protocol):
     environment: Mapping[str, str]
     """What Pulumi needs in its environment to find the engine."""
 
-    def prepare(self, opened: RelayStack, where: str) -> Settings:
+    def prepare(self, opened: RelayStack, where: str, *, going_up: bool) -> Settings:
         """Make what the host needs before an update, and return the settings with their secrets."""
+
+    def put_back(self, opened: RelayStack) -> None:
+        """Put back what a rebuild took to this machine, before the update."""
 
     def engine(self, opened: RelayStack) -> contextlib.AbstractContextManager[docker.DockerClient | None]:
         """Yield a client of the engine; ``None`` where there is no server yet, or it does not answer yet."""
@@ -75,10 +79,13 @@ class ThisMachine:
         self.goarch: str = self.found.goarch
         self.environment: Mapping[str, str] = {} if docker_host else {"DOCKER_HOST": self.found.host}
 
-    def prepare(self, opened: RelayStack, where: str) -> Settings:  # noqa: ARG002 - all hosts are asked so
+    def prepare(self, opened: RelayStack, where: str, *, going_up: bool) -> Settings:  # noqa: ARG002
         """Return the settings: they have no secrets."""
         assert self._settings is not None  # noqa: S101 - only what is taken down has none
         return self._settings
+
+    def put_back(self, opened: RelayStack) -> None:
+        """Put nothing back: this machine is not rebuilt."""
 
     @contextlib.contextmanager
     def engine(self, opened: RelayStack) -> Iterator[docker.DockerClient | None]:  # noqa: ARG002
@@ -109,7 +116,7 @@ class Server:
         self.goarch: str = host.architecture
         self.environment: Mapping[str, str] = {}
 
-    def prepare(self, opened: RelayStack, where: str) -> Settings:
+    def prepare(self, opened: RelayStack, where: str, *, going_up: bool) -> Settings:
         """Make the SSH keys that are missing and keep them as secrets; ask Hetzner whether all can be had.
 
         A server that was deleted behind Pulumi's back is taken out of the state, with
@@ -123,14 +130,18 @@ class Server:
             api = hetzner.client(token)
             deployment = opened.deployment()
             server = hetzner.server_of(deployment)
-            if server is not None and hetzner.is_gone(api, server):
+            found = hetzner.find(api, server) if server is not None else None
+            if found is not None and going_up:
+                hetzner.switch_on(found, self._progress)
+            if server is not None and found is None:
                 self._progress.warn(
                     f"The server {server['outputs'].get('name', server['id'])} is gone: it was deleted"
                     " elsewhere. What was on it goes out of the state."
                 )
                 opened.forget_with_all_on_it(str(server["urn"]))
                 deployment = opened.deployment()
-            hetzner.check(api, opened.name, self._settings, deployment, where)
+            if going_up:
+                hetzner.check(api, opened.name, self._settings, deployment, where)
         return self._settings
 
     def _make_keys(self, opened: RelayStack) -> None:
@@ -161,6 +172,42 @@ class Server:
         server = hetzner.server_of(opened.deployment())
         address = (server or {}).get("outputs", {}).get("ipv4Address")
         return connection_to(opened.name, self._settings, address) if address else None
+
+    def remove(self, opened: RelayStack) -> None:
+        """Remove a server of Hetzner's with all on it, its volumes copied to this machine before.
+
+        Its addresses stay. The next update makes it anew and puts the copies back
+        (`put_back`). Raises ``PrerequisiteError`` if there is no server, or it cannot be read.
+        """
+        server, connection = hetzner.server_of(opened.deployment()), self.connection(opened)
+        if server is None or connection is None:
+            raise PrerequisiteError(
+                f"{opened.name} has no server yet", f"make up STACK={opened.name}   makes one"
+            )
+        names = self._settings.volumes.names(opened.name).values()
+        volume_copies.save(connection, names, self._progress)
+        opened.remove_with_all_on_it(str(server["urn"]))
+
+    def put_back(self, opened: RelayStack) -> None:
+        """Make the server of a rebuild and fill its volumes, so that no container starts without them.
+
+        Nothing happens where there are no copies of volumes.
+        """
+        copies = volume_copies.folder(opened.name)
+        if not copies.exists():
+            return
+        if preflight.Known.from_deployment(opened.deployment()).volumes:
+            # The rebuild ended before anything was removed: what is on the server is newer.
+            shutil.rmtree(copies)
+            return
+        opened.up(only=[hetzner.server_urn(opened.name)])
+        connection = self.connection(opened)
+        assert connection is not None  # noqa: S101 - it was just made
+        try:
+            wait_until_ready(connection, cloud_init=True, say=self._progress.say)
+        except HostNotReadyError as error:
+            raise PrerequisiteError(error.what, error.mend) from error
+        volume_copies.restore(connection, self._progress)
 
     @contextlib.contextmanager
     def engine(self, opened: RelayStack) -> Iterator[docker.DockerClient | None]:

@@ -284,11 +284,18 @@ class RelayStack:
         yield
         self._unfinished.unlink(missing_ok=True)
 
-    def up(self) -> None:
-        """Bring the stack up; show what changes. Raises ``UpdateFailedError`` if that fails."""
+    def up(self, only: Sequence[str] = ()) -> None:
+        """Bring the stack up, or ``only`` the resources of these URNs and what they need; show what changes.
+
+        Raises ``UpdateFailedError`` if that fails.
+        """
         self._changing(
             lambda output, event: self._stack.up(
-                on_output=output, on_event=event, suppress_outputs=True, color="never"
+                on_output=output,
+                on_event=event,
+                suppress_outputs=True,
+                color="never",
+                target=list(only) or None,
             ),
             "see to what is said above, then run it again: what is done is kept, and it goes on from there",
         )
@@ -299,6 +306,25 @@ class RelayStack:
         """Return the stack's outputs by name."""
         found = self._locked(self._stack.outputs, "see Pulumi's message; then run it again")
         return {name: output.value for name, output in found.items()}
+
+    def remove_with_all_on_it(self, urn: str) -> None:
+        """Remove the server ``urn`` and all that lives and dies with it, protected or not.
+
+        Raises ``UpdateFailedError`` if that fails.
+        """
+        self._run("state", "unprotect", "--all", "--yes")
+        self._changing(
+            lambda output, event: self._stack.destroy(
+                on_output=output,
+                on_event=event,
+                suppress_outputs=True,
+                color="never",
+                target=[urn],
+                target_dependents=True,
+            ),
+            "see to what is said above, then run it again: what is gone is noted",
+        )
+        self.deployment()
 
     def destroy(self, *, volumes: bool) -> None:
         """Remove what the stack made; protected volumes, and then the stack, only with ``volumes``."""

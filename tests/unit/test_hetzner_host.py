@@ -110,6 +110,10 @@ def test_edits_do_not_rebuild_the_server() -> None:
     assert not request.protect
 
 
+def test_a_protected_server_is_refused_to_pulumi_before_it_is_shut_down() -> None:
+    assert server(deleteProtection=True).request.protect
+
+
 def test_settings_of_the_server() -> None:
     inputs = server(
         serverType="cax11",
@@ -139,11 +143,11 @@ def test_addresses_outlive_the_server() -> None:
             "name": f"derp-test-{version}",
             "type": version,
             "location": "nbg1",
-            "assigneeType": "server",
             "autoDelete": False,
             "deleteProtection": True,
             "labels": {"derp-relays.stack": "derp-test"},
         }
+        assert address.request.protect
         assert address.request.deleteBeforeReplace
         assert not address.request.deletedWith
 
