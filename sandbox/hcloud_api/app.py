@@ -250,14 +250,10 @@ def _action_routes(cloud: Cloud) -> Blueprint:
             raise ApiError(HTTPStatus.GONE, "deprecated_api_endpoint", "actions can be listed by ID only")
         return listing(list(actions.values()))
 
-    @routes.get("/actions/<action_id>")
-    @routes.get("/<any(servers,primary_ips,firewalls,zones):_kind>/actions/<action_id>")
-    @routes.get("/<any(servers,primary_ips,firewalls,zones):_kind>/<_identity>/actions/<action_id>")
-    def get_action(action_id: str, _kind: str = "", _identity: str = "") -> dict[str, Any]:
+    @routes.get("/actions/<int:action_id>")
+    def get_action(action_id: int, identity: str = "") -> dict[str, Any]:  # noqa: ARG001 - part of some paths
         return {"action": found(actions, action_id, "action").shown()}
 
-    @routes.get("/<any(servers,primary_ips,firewalls,zones):kind>/actions")
-    @routes.get("/<any(servers,primary_ips,firewalls,zones):kind>/<identity>/actions")
     def list_actions_of(kind: str, identity: str = "") -> dict[str, Any]:
         noun = _RESOURCES_WITH_ACTIONS[kind]
         wanted = str(found_zone(cloud.project, identity).id) if identity and kind == "zones" else identity
@@ -270,4 +266,8 @@ def _action_routes(cloud: Cloud) -> Blueprint:
             ]
         )
 
+    for kind in _RESOURCES_WITH_ACTIONS:
+        for path in (f"/{kind}/actions", f"/{kind}/<identity>/actions"):
+            routes.add_url_rule(path, view_func=list_actions_of, defaults={"kind": kind})
+            routes.add_url_rule(f"{path}/<int:action_id>", view_func=get_action)
     return routes

@@ -32,6 +32,8 @@ _TOKEN_BYTES = 32
 
 _LAST_ACTIONS_SECONDS = 30.0
 
+_END_POLL_SECONDS = 0.02
+
 
 @dataclass(frozen=True)
 class ServedApi:
@@ -89,7 +91,9 @@ def serve(
         threaded=True,
         request_handler=_RequestHandler,
     )
-    thread = threading.Thread(target=server.serve_forever, name="hcloud-api", daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, args=(_END_POLL_SECONDS,), name="hcloud-api", daemon=True
+    )
     try:
         _go_on(cloud)
         thread.start()
