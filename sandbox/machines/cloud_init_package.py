@@ -19,6 +19,7 @@ from relayctl.prerequisites.progress import Progress
 
 _PYTHON = "/usr/bin/python3"
 _MODULES = Path("usr/lib/python3/dist-packages")
+_COMPILED = _MODULES / "cloudinit/__pycache__"
 _DOWNLOAD_TIMEOUT = 300
 _UNPACK_TIMEOUT = 60
 _MEND = "sudo apt-get update, then run this again; cloud-init is taken from Debian's own package source"
@@ -46,7 +47,7 @@ def package_folder() -> Path:
         path,
         lambda folder: _fill(folder, progress),
         progress,
-        whole=lambda folder: (folder / _MODULES).is_dir(),
+        whole=lambda folder: (folder / _COMPILED).is_dir(),
     )
 
 
@@ -102,6 +103,15 @@ def _fill(folder: Path, progress: Progress) -> None:
         )
         package.unlink()
     downloads.rmdir()
+    commands.run(
+        # Installing a package does this too. It halves the time of each of the four stages of a boot.
+        [_PYTHON, "-m", "compileall", "-q", str(folder / _MODULES)],
+        title="compiling cloud-init",
+        mend=_MEND,
+        timeout=_UNPACK_TIMEOUT,
+        progress=progress,
+        writes_to=folder,
+    )
 
 
 def _packages(listing: str) -> list[str]:

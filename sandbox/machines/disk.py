@@ -138,7 +138,7 @@ def cloud_config(packaged: Mapping[str, Any]) -> dict[str, Any]:
         "locale": "C.UTF-8",
         # They would go to a system log, which does not run.
         "ssh": {"emit_keys_to_console": False},
-        "users": [],
+        "users": ["root"],
         "datasource_list": ["NoCloud"],
         # Seeds are looked for on the machine's disks otherwise.
         "datasource": {"NoCloud": {"fs_label": None}},

@@ -25,6 +25,7 @@ from relayctl.prerequisites.errors import PrerequisiteError
 from sandbox.machines import FirewallRule, MachineError, MachineSpec, disk, firewall
 from sandbox.machines.cloud_init_package import package_folder
 from sandbox.machines.guest.init import SSH_READY
+from sandbox.machines.guest.services import ENVIRONMENT
 from sandbox.machines.network import INTERFACE, Network, Outside, in_namespace, run
 
 _BOOT = Path(__file__).parent / "guest/boot.sh"
@@ -162,7 +163,8 @@ class NamespaceMachines:
             first = None
         if first is None:
             raise MachineError(f"server {server_id} is off")
-        return ["nsenter", f"--target={first}", "--all", "--", *argv]
+        environment = ["env", "-i", *(f"{name}={value}" for name, value in ENVIRONMENT.items())]
+        return ["nsenter", f"--target={first}", "--all", "--", *environment, *argv]
 
     def shut_down(self) -> None:
         """Switch off every server and remove the network; the disks stay for a next process."""

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -21,7 +22,8 @@ LOG = Path("/var/log/sandbox.log")
 _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 30.0
 _INTERVAL = 0.05
-_ENVIRONMENT = {
+# what a service, and a command at the console, has of an environment
+ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
     "HOME": "/root",
@@ -29,6 +31,8 @@ _ENVIRONMENT = {
 _SSHD, _DOCKERD = "/usr/sbin/sshd", "/usr/sbin/dockerd"
 _DOCKER_CONFIG = Path("/etc/docker/daemon.json")
 _DOCKER_SOCKET = "/var/run/docker.sock"
+# where a unit is added to: systemd.unit(5), later ones after earlier ones
+_DROP_INS = tuple(map(Path, ("/usr/lib/systemd/system", "/etc/systemd/system")))
 # the first engine that does IPv6 without being told so: docs.docker.com/engine/release-notes/27
 _IPV6_BY_ITSELF = 27
 
@@ -66,6 +70,9 @@ class Service:
         """Start it and return when it answers. Nothing happens if it runs. Raises ``ServiceError``."""
         if self.pid():
             return
+        for folder in _DROP_INS:
+            for file in sorted(folder.glob(f"{self.name}.service.d/*.conf")):
+                self._prepare(file)
         self._checked()
         output = Path(f"/var/log/{self.name}.log")
         with output.open("ab") as log:
@@ -74,7 +81,7 @@ class Service:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=_ENVIRONMENT,
+                env=ENVIRONMENT,
                 cwd="/",
                 start_new_session=True,
             )
@@ -105,9 +112,18 @@ class Service:
         self._checked()
         os.kill(pid, signal.SIGHUP)
 
+    def _prepare(self, file: Path) -> None:
+        commands, others = drop_in(file.read_text())
+        for line in others:
+            log(f"{file}: not done, the sandbox starts {self.name} in its own way: {line}")
+        for command, may_fail in commands:
+            done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+            if done.returncode and not may_fail:
+                raise ServiceError(f"{self.name}: {' '.join(command)}: {done.stderr.strip()}")
+
     def _checked(self) -> None:
         if self.check:
-            done = subprocess.run(self.check, capture_output=True, text=True, env=_ENVIRONMENT, check=False)
+            done = subprocess.run(self.check, capture_output=True, text=True, env=ENVIRONMENT, check=False)
             if done.returncode:
                 raise ServiceError(f"{self.name}: {done.stderr.strip()}")
 
@@ -116,6 +132,27 @@ def log(what: str) -> None:
     """Write a line to the log of what the sandbox does in another way than a server."""
     with contextlib.suppress(OSError), LOG.open("a") as file:
         file.write(f"{time.strftime('%H:%M:%S')} {what}\n")
+
+
+def drop_in(text: str) -> tuple[list[tuple[list[str], bool]], list[str]]:
+    """Return what a drop-in has run before its unit, each with whether it may fail, and all else it sets.
+
+    The syntax is that of systemd.service(5), without its escapes and specifiers.
+    """
+    commands: list[tuple[list[str], bool]] = []
+    others = []
+    for line in (line.strip() for line in text.replace("\\\n", " ").splitlines()):
+        key, _, value = line.partition("=")
+        if not line or line[0] in "#;[":
+            continue
+        if key.strip() != "ExecStartPre":
+            others.append(line)
+        elif not value.strip():
+            commands.clear()
+        else:
+            command = value.strip().lstrip("-@:+!")
+            commands.append((shlex.split(command), "-" in value.strip()[: len(value.strip()) - len(command)]))
+    return commands, others
 
 
 def _end(output: Path) -> str:
@@ -131,7 +168,7 @@ def _ssh_answers() -> bool:
 
 def _docker_options() -> list[str]:
     version = subprocess.run(
-        [_DOCKERD, "--version"], capture_output=True, text=True, env=_ENVIRONMENT, check=False
+        [_DOCKERD, "--version"], capture_output=True, text=True, env=ENVIRONMENT, check=False
     )
     try:
         configured = json.loads(_DOCKER_CONFIG.read_text())
