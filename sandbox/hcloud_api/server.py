@@ -74,9 +74,10 @@ def serve(
     Serve the API on ``127.0.0.1`` while the context lasts.
 
     Without ``machines`` servers are only said to run; machines are closed by whoever made them. With a
-    ``folder`` the state is kept there and gone on from, and so is the token where none is given: servers that
-    were on are booted anew, as their machines are gone. ``port`` 0 takes a free one. Raises
-    `state.StateError` for a state that cannot be gone on from, and `OSError` for a port that is taken.
+    ``folder`` the state is kept there and gone on from, and so is the token where none is given. Servers that
+    were on are powered on then, so ``machines`` have to be of the same folder as before. ``port`` 0 takes a
+    free one. Raises `state.StateError` for a state that cannot be gone on from, and `OSError` for a port that
+    is taken.
     """
     if folder is not None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -122,7 +123,6 @@ def _go_on(cloud: Cloud) -> None:
     """Bring servers of an earlier run to where they were, or were going."""
     with cloud.project.lock:
         for server in cloud.project.servers.values():
-            server.machine_fits = False
             if server.status in ("off", "stopping"):
                 server.status = "off"
             else:
