@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pulumi
 import pulumi_docker as docker
@@ -53,22 +54,26 @@ def engine_over_ssh(
         connection = connection_to(stack, settings, found)
         if not pulumi.runtime.is_dry_run():
             # its own thread: other resources go on meanwhile
-            await asyncio.to_thread(wait, connection)
+            await asyncio.to_thread(wait, connection, asyncio.get_running_loop())
         return connection.docker_host
 
-    def wait(found: Connection) -> None:
+    def wait(found: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        def tell(log: Callable[[str, pulumi.Resource], None], text: str) -> None:
+            # Pulumi's log is for the thread of the program's event loop alone.
+            loop.call_soon_threadsafe(log, text, parent)
+
         # One to the server that had the address before would be gone on with.
         found.close()
         try:
             engine = wait_until_ready(
                 found,
                 cloud_init=host.kind == "hetzner",
-                say=lambda text: pulumi.log.info(text, parent),
+                say=lambda text: tell(pulumi.log.info, text),
             )
         except HostNotReadyError as error:
             raise pulumi.RunError(str(error)) from None
         for warning in engine.warnings:
-            pulumi.log.warn(warning, parent)
+            tell(pulumi.log.warn, warning)
         if engine.goarch != host.architecture:
             raise pulumi.RunError(
                 f"the host is {engine.goarch}, and images would be built for {host.architecture}; set"

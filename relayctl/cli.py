@@ -217,7 +217,7 @@ def _check_and_tell(stack: str, settings: Settings, running: _Running, progress:
     skipped = {finding.check.value for finding in findings if finding.status is probe.Status.SKIPPED}
     if skipped:
         progress.say(f"({', '.join(sorted(skipped))}: not to be judged from this machine itself)")
-    _tell_what_next(stack, settings, outputs, root, progress)
+    _tell_what_next(stack, settings, running, progress)
 
 
 @dataclass(frozen=True)
@@ -403,25 +403,23 @@ def _remove_built_images(
             progress.say(f"The image {image.name} is kept: {error.explanation}")
 
 
-def _tell_what_next(
-    stack: str, settings: Settings, outputs: dict[str, object], root: object, progress: Progress
-) -> None:
-    region = outputs["derpMapRegion"]
-    assert isinstance(region, dict)  # noqa: S101 - the program's own output
+def _tell_what_next(stack: str, settings: Settings, running: _Running, progress: Progress) -> None:
+    region, url = running.outputs["derpMapRegion"], running.outputs["url"]
     policy = {"derpMap": {"Regions": {str(region["RegionID"]): region}}}
-    progress.console.print(f"\n[bold green]The relay is up:[/] {outputs['url']}", soft_wrap=True)
-    if root is not None:
-        port = settings.caddy.https_port
+    progress.console.print(f"\n[bold green]The relay is up:[/] {url}", soft_wrap=True)
+    if running.root is not None:
+        port, address = settings.caddy.https_port, running.addresses[0]
         progress.say(
             "Look at its page:\n"
-            f"  curl --cacert {root} --resolve {settings.domain}:{port}:127.0.0.1 {outputs['url']}/"
+            f"  curl --cacert {running.root} --resolve {settings.domain}:{port}:{address} {url}/"
         )
     progress.say("Its DERP map region, for a tailnet's policy file (headscale: docs/derp-map.md):")
     progress.say(json.dumps(policy, indent=2))
     progress.say(
         "What next:\n"
         f"  edit {_where(stack)} and run `{_make('up', stack)}` again: more sites, other names"
-        " (docs/settings.md)\n"
-        '  a relay for your tailnet: README, "A real server"\n'
-        f"  remove all this: {_make('down', stack)}"
+        " (docs/settings.md)"
     )
+    if settings.host.kind == "local":
+        progress.say('  a relay for your tailnet: README, "A real server"')
+    progress.say(f"  remove all this: {_make('down', stack)}")

@@ -91,7 +91,7 @@ def switch_on(server: BoundServer, progress: Progress) -> None:
 
 
 def check_can_be_deleted(deployment: Mapping[str, Any], where: str) -> None:
-    """Raise ``PrerequisiteError`` if Hetzner would refuse to delete the server: it would be shut down first."""
+    """Raise ``PrerequisiteError`` if Hetzner would refuse to delete the server, having shut it down."""
     server = server_of(deployment)
     if server is not None and server["outputs"].get("deleteProtection"):
         raise PrerequisiteError(

@@ -49,6 +49,7 @@ _ON_PATH = re.compile(r"using pulumi-\S+ from \$PATH")
 
 # What Pulumi's providers put around the message of the service behind them.
 _WRAPPED = re.compile(r"\A\s*\d+ errors? occurred:[ ]*\n?|^[ \t]*\* (creating urn:\S+: )?", re.MULTILINE)
+_COMPONENT = f"{PROJECT}:components:"
 # In a line of progress: the same error is told at the end, whole.
 _ERROR_IN_STEP = re.compile(r";? error: .*$")
 _COLOR = re.compile(r"<\{%[^%]*%\}>")
@@ -458,6 +459,8 @@ class _Account:
         # Lines that start with @ are what a terminal shows as moving dots.
         quiet = not line.strip() or line.startswith("@") or "pulumi:pulumi:Stack" in line
         # What to do with what is left of a stack is told by who asked for it to go.
+        # They make nothing themselves, and what they tell comes as an event.
+        quiet = quiet or _COMPONENT in line
         quiet = quiet or "pulumi stack rm" in line or "resources in the stack have been deleted" in line
         text = _ERROR_IN_STEP.sub("", line.rstrip())
         if not self._repeats and not quiet and text not in self._shown:
@@ -471,7 +474,7 @@ class _Account:
         text = _WRAPPED.sub("", _COLOR.sub("", said.message)).strip()
         if said.severity == "info#err":
             self._printed.append(text)
-        if said.severity == "info":
+        if said.severity == "info" and _COMPONENT in (said.urn or ""):
             # What the program tells of its wait for a server.
             self._progress.say(f"  {text}")
         if said.severity == "warning" and not _ON_PATH.search(text):

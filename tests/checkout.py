@@ -25,15 +25,18 @@ STACK = "test"
 
 @dataclass
 class Checkout:
-    """A copy of the working tree at ``folder``, with state of its own, for the Docker Engine of ``host``."""
+    """A copy of the working tree at ``folder``, with state of its own.
+
+    It is used on ``host``, with the engine there, or on this machine.
+    """
 
     folder: Path
-    host: DockerHost
+    host: DockerHost | None
     cli: pulumi_cli.PulumiCli
     environment: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, folder: Path, host: DockerHost) -> Checkout:
+    def make(cls, folder: Path, host: DockerHost | None) -> Checkout:
         """Copy what git knows of, or would add; bring Pulumi, which is cached, so that the rest is quick."""
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -52,10 +55,11 @@ class Checkout:
         environment = {
             "PULUMI_BACKEND_URL": f"file://{folder}/state",
             "PULUMI_CONFIG_PASSPHRASE": "",
-            "DOCKER_HOST": host.address,
             "PYTHONPATH": str(folder),
             "COLUMNS": "200",
         }
+        if host is not None:
+            environment["DOCKER_HOST"] = host.address
         return cls(folder, host, pulumi_cli.bring(Progress()), environment)
 
     def write_stack(self, values: Mapping[str, Any], name: str = STACK) -> None:
@@ -67,12 +71,18 @@ class Checkout:
         path.write_text(yaml.safe_dump({**kept, "config": config}))
 
     def relayctl(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        """Run the command line in the host's namespace, as a user on that host would."""
-        return self.host.run(
-            [sys.executable, "-m", "relayctl", *arguments],
+        """Run the command line where the checkout is used; the exit code is the caller's to judge."""
+        command = [sys.executable, "-m", "relayctl", *arguments]
+        if self.host is not None:
+            return self.host.run(command, timeout=timeout, env=self.environment, cwd=self.folder)
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
             timeout=timeout,
-            env=self.environment,
+            env={**os.environ, **self.environment},
             cwd=self.folder,
+            check=False,
         )
 
     @contextlib.contextmanager
