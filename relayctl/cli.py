@@ -196,8 +196,8 @@ def _check_and_tell(stack: str, settings: Settings, running: _Running, progress:
 
     Raises ``PrerequisiteError`` if it is not as it should be.
     """
-    outputs, addresses, root = running.outputs, running.addresses, running.root
-    findings = relay_check.check(settings, addresses, root, progress)
+    addresses = running.addresses
+    findings = relay_check.check(settings, addresses, running.root, progress)
     title = f"{settings.domain}, as clients see it"
     statuses = {finding.status for finding in findings}
     if statuses == {probe.Status.SKIPPED}:

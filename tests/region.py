@@ -34,7 +34,7 @@ class Cloud:
 
     @property
     def here(self) -> list[str]:
-        """This machine's own addresses on the servers' network: from where SSH is let in."""
+        """The addresses of this machine on the servers' network: from where SSH is let in."""
         return [
             str(ipaddress.ip_network(network)[1])
             for network in (self.machines.ipv4_network, self.machines.ipv6_network)
