@@ -1,6 +1,6 @@
 # Every target is thin: setup.sh makes .venv as the lock files say, the rest is done from it.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down test test-unit test-engine test-relay prepare-tests lint format lock
+.PHONY: help setup up down rebuild sandbox-up sandbox-down test test-unit test-engine test-relay prepare-tests lint format lock
 
 PYTHON := .venv/bin/python
 # whose file is stacks/Pulumi.$(STACK).yaml
@@ -11,12 +11,19 @@ ARGS ?=
 help:
 	@echo "make up      bring up a relay behind Caddy on this machine, and check it (STACK=name: that stack)"
 	@echo "make down    remove all that it made but certificates and keys (ARGS=--volumes: these too)"
+	@echo "make rebuild STACK=name   make that stack's server anew, with its addresses, certificates and keys"
+	@echo "make sandbox-up REGION=eu-nuremberg   show a whole region on this machine; sandbox-down removes it"
 	@echo "make setup   bring what they need, and change nothing that runs"
 	@echo "make test    all tests; test-unit, test-engine, test-relay are its parts"
 	@echo "make lint    ruff, mypy and shellcheck"
 	@echo "make lock    renew the requirements lock files"
 
-setup up down:
+# a region on this machine, server and all, without an account: REGION=eu-nuremberg
+sandbox-up sandbox-down:
+	@./setup.sh --dev
+	@$(PYTHON) -m sandbox $(@:sandbox-%=%) $(REGION) $(ARGS)
+
+setup up down rebuild:
 	@./setup.sh
 	@$(PYTHON) -m relayctl $@ $(STACK) $(ARGS)
 
