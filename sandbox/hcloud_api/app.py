@@ -152,19 +152,18 @@ class Application(Flask):
         return error.body(), error.status
 
     def _answer_http_error(self, error: HTTPException) -> tuple[dict[str, Any], int]:
-        if error.code == HTTPStatus.METHOD_NOT_ALLOWED:
-            return ApiError(error.code, "method_not_allowed", "method not allowed").body(), error.code
-        # not 404, which clients take for a resource that is gone
-        message = f"the sandbox does not have {request.method} {request.path}"
-        return ApiError(
-            HTTPStatus.NOT_IMPLEMENTED, "unsupported_error", message
-        ).body(), HTTPStatus.NOT_IMPLEMENTED
+        if error.code == HTTPStatus.NOT_FOUND:
+            # not 404, which clients take for a resource that is gone
+            message = f"the sandbox does not have {request.method} {request.path}"
+            return self._answer_error(ApiError(HTTPStatus.NOT_IMPLEMENTED, "unsupported_error", message))
+        code = "method_not_allowed" if error.code == HTTPStatus.METHOD_NOT_ALLOWED else "service_error"
+        status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+        return self._answer_error(ApiError(status, code, str(error)))
 
     def _answer_failure(self, error: Exception) -> tuple[dict[str, Any], int]:
         logging.getLogger(__name__).error("%s %s", request.method, request.path, exc_info=error)
-        return ApiError(
-            HTTPStatus.INTERNAL_SERVER_ERROR, "server_error", f"the sandbox failed: {error!r}"
-        ).body(), HTTPStatus.INTERNAL_SERVER_ERROR
+        message = f"the sandbox failed: {error!r}"
+        return self._answer_error(ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "server_error", message))
 
     def _sandbox_routes(self) -> Blueprint:
         """Return what the real API does not have: faults, what was asked, and servers that vanish."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import ApiError
 from .inputs import Body
@@ -110,7 +111,9 @@ def _request_fault(body: Body, times: int | None) -> RequestFault:
     error = None
     if status is not None:
         code = body.string("code") or "server_error"
-        error = ApiError(status, code, body.string("message") or "asked for as a fault")
+        # clients take the details of this code for granted
+        details: dict[str, Any] | None = {"fields": []} if code == "invalid_input" else None
+        error = ApiError(status, code, body.string("message") or "asked for as a fault", details)
     path = body.string("path", required=True)
     try:
         pattern = re.compile(path)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import secrets
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from .actions import Actions
 from .app import BASE, Application
 from .cloud import Cloud, NoMachines
 from .faults import Faults
-from .state import load
+from .state import StateError, load
 
 LOOPBACK = "127.0.0.1"
 
@@ -79,33 +82,59 @@ def serve(
     free one. Raises `state.StateError` for a state that cannot be gone on from, and `OSError` for a port that
     is taken.
     """
-    if folder is not None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    used = NoMachines() if machines is None else machines
-    project, faults = load(folder, used.ipv4_network, used.ipv6_network), Faults()
-    cloud = Cloud(project, used, faults, Actions(project, faults))
-    token = token or _kept_token(folder)
-    server = make_server(
-        LOOPBACK,
-        port,
-        Application(cloud, token, requests_per_hour),
-        threaded=True,
-        request_handler=_RequestHandler,
-    )
+    with ExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(_held(folder))
+        used = NoMachines() if machines is None else machines
+        project, faults = load(folder, used.ipv4_network, used.ipv6_network), Faults()
+        cloud = Cloud(project, used, faults, Actions(project, faults))
+        stack.callback(project.save)
+        stack.callback(cloud.actions.end, _LAST_ACTIONS_SECONDS)
+        token = token or _kept_token(folder)
+        port = stack.enter_context(_answering(Application(cloud, token, requests_per_hour), port))
+        _go_on(cloud)
+        address = f"http://{LOOPBACK}:{port}"
+        yield ServedApi(f"{address}{BASE}", token, f"{address}/sandbox", port)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Make the folder, and keep other processes from it. Raises `StateError` where another has it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateError(f"{folder} is in use by an API that runs: stop that one first") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _answering(application: Application, port: int) -> Iterator[int]:
+    """Answer requests in threads, and yield the port. Raises `OSError` for one that is taken."""
+    # by itself Werkzeug ends the process when the port is taken
+    with socket.create_server((LOOPBACK, port)) as listening:
+        server = make_server(
+            LOOPBACK,
+            port,
+            application,
+            threaded=True,
+            request_handler=_RequestHandler,
+            fd=listening.fileno(),
+        )
+        port = listening.getsockname()[1]
     thread = threading.Thread(
         target=server.serve_forever, args=(_END_POLL_SECONDS,), name="hcloud-api", daemon=True
     )
+    thread.start()
     try:
-        _go_on(cloud)
-        thread.start()
-        address = f"http://{LOOPBACK}:{server.port}"
-        yield ServedApi(f"{address}{BASE}", token, f"{address}/sandbox", server.port)
+        yield port
     finally:
-        if thread.is_alive():
-            server.shutdown()
-        server.server_close()
-        cloud.actions.end(_LAST_ACTIONS_SECONDS)
-        project.save()
+        server.shutdown()
+        thread.join()
 
 
 def _kept_token(folder: Path | None) -> str:

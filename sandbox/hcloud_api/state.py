@@ -26,7 +26,7 @@ FIRST_IPV4 = 10
 FIRST_IPV6_NETWORK = 16
 """The first /64 that is given, counted likewise."""
 
-KEPT_ACTIONS = 2000
+KEPT_ACTIONS = 500
 """Actions that have ended are forgotten beyond this number."""
 
 STATE_FILE = "state.json"

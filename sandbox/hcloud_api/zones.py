@@ -251,7 +251,9 @@ class Zones:
             for record in rrset.records:
                 record["comment"] = comments.get(record["value"], record["comment"])
 
-        return self._run(zone, "update_rrset_records", done)
+        answer, _ = self._run(zone, "update_rrset_records", done)
+        # alone among the actions, says the reference
+        return answer, HTTPStatus.OK
 
     def _run(
         self,

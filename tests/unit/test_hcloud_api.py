@@ -738,6 +738,19 @@ def test_actions_are_listed_by_resource_and_by_id(api: ServedApi, client: Any) -
     assert ask(api, "GET", "/actions/1").status_code == 404
 
 
+def test_actions_of_what_is_no_server(client: Any) -> None:
+    firewall, ipv4 = new_firewall(client), new_ip(client)
+    ipv4.change_protection(delete=True)
+    zone = client.zones.create(name="example.com", mode="primary").zone
+    for resource, kind, command in (
+        (firewall, client.firewalls, "set_firewall_rules"),
+        (ipv4, client.primary_ips, "change_protection"),
+        (zone, client.zones, "create_zone"),
+    ):
+        assert [action.command for action in resource.get_actions()] == [command]
+        assert [action.command for action in kind.actions.get_all()] == [command]
+
+
 # -- primary IPs
 
 
@@ -1385,6 +1398,18 @@ def test_state_of_other_networks_is_said(tmp_path: Path) -> None:
         pass
 
 
+def test_state_that_another_process_uses_is_said(tmp_path: Path) -> None:
+    with serve(folder=tmp_path), pytest.raises(StateError, match="in use"), serve(folder=tmp_path):
+        pass
+    with serve(folder=tmp_path):
+        pass
+
+
+def test_port_that_is_taken_is_said(api: ServedApi) -> None:
+    with pytest.raises(OSError, match="in use"), serve(port=api.port):
+        pass
+
+
 def test_command_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sandbox.hcloud_api", "--state", str(tmp_path), "--without-machines"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -1395,3 +1420,9 @@ def test_command_line(tmp_path: Path) -> None:
         assert new_server(client).status == "running"
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(ASKED_SECONDS) == 0
+    (tmp_path / STATE_FILE).write_text("no state")
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=ASKED_SECONDS, check=False)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("Error: ")
+    assert "remove it to begin anew" in ended.stderr
