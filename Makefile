@@ -1,6 +1,6 @@
 # Every target is thin: setup.sh makes .venv as the lock files say, the rest is done from it.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down rebuild sandbox-up sandbox-down test test-unit test-engine test-relay prepare-tests lint format lock
+.PHONY: help setup up down rebuild sandbox-up sandbox-down test test-unit test-engine test-relay test-live prepare-tests lint format lock
 
 PYTHON := .venv/bin/python
 # whose file is stacks/Pulumi.$(STACK).yaml
@@ -42,6 +42,11 @@ test-engine: prepare-tests
 # one at a time: here it is timed when a run is killed
 test-relay: prepare-tests
 	$(PYTHON) -m pytest tests/relay $(ARGS)
+
+# one real region, which costs money: it skips unless all that docs/servers.md names is set
+test-live:
+	@./setup.sh --dev
+	$(PYTHON) -m pytest tests/live $(ARGS)
 
 # the Docker engine, Pulumi and the relay's programs, which `make up` would bring
 prepare-tests:
