@@ -122,6 +122,8 @@ def down(stack: str, *, volumes: bool) -> None:
                     hetzner.check_can_be_deleted(opened.deployment(), _where(stack))
                 with progress.step(f"Taking down the stack {stack}"), opened.changes_noted():
                     opened.destroy(volumes=volumes)
+                if volumes:
+                    host.forget(opened)
                 if settings is not None and settings.host.kind == "local":
                     with host.engine(opened) as client:
                         if client is not None:
@@ -208,6 +210,12 @@ def _check_and_tell(stack: str, settings: Settings, running: _Running, progress:
         )
     if not probe.is_up(findings):
         progress.console.print(findings_table(title, findings))
+        elsewhere = relay_check.records_that_lead_elsewhere(settings, addresses)
+        if elsewhere is not None:
+            raise PrerequisiteError(
+                f"the relay runs, but it can have no certificate yet: {elsewhere}",
+                f"make A and AAAA records for {settings.domain}: {', '.join(addresses)}; then run it again",
+            )
         raise PrerequisiteError(
             "the relay runs, but not all is right (see the table)",
             f"{_docker(stack, settings, addresses)} logs {settings.caddy.container_name}, and the same"

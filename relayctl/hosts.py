@@ -45,6 +45,9 @@ class StackHost(Protocol):
     def put_back(self, opened: RelayStack) -> None:
         """Put back what a rebuild took to this machine, before the update."""
 
+    def forget(self, opened: RelayStack) -> None:
+        """Remove what this machine had for reaching a host whose stack is gone."""
+
     def engine(self, opened: RelayStack) -> contextlib.AbstractContextManager[docker.DockerClient | None]:
         """Yield a client of the engine; ``None`` where there is no server yet, or it does not answer yet."""
 
@@ -86,6 +89,9 @@ class ThisMachine:
 
     def put_back(self, opened: RelayStack) -> None:
         """Put nothing back: this machine is not rebuilt."""
+
+    def forget(self, opened: RelayStack) -> None:
+        """Remove nothing: this machine is reached without."""
 
     @contextlib.contextmanager
     def engine(self, opened: RelayStack) -> Iterator[docker.DockerClient | None]:  # noqa: ARG002
@@ -208,6 +214,11 @@ class Server:
         except HostNotReadyError as error:
             raise PrerequisiteError(error.what, error.mend) from error
         volume_copies.restore(connection, self._progress)
+
+    def forget(self, opened: RelayStack) -> None:
+        """Remove the SSH files of the stack, whose keys the stack's file has, and copies of its volumes."""
+        shutil.rmtree(Connection(opened.name, "", "").folder, ignore_errors=True)
+        shutil.rmtree(volume_copies.folder(opened.name), ignore_errors=True)
 
     @contextlib.contextmanager
     def engine(self, opened: RelayStack) -> Iterator[docker.DockerClient | None]:

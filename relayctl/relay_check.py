@@ -53,6 +53,21 @@ def loopback_addresses(settings: Settings) -> list[str]:
     return ["127.0.0.1", "::1"] if settings.network.ipv6 and has_ipv6() else ["127.0.0.1"]
 
 
+def records_that_lead_elsewhere(settings: Settings, addresses: Sequence[str]) -> str | None:
+    """Return what DNS says of the relay's name, if a public authority would not find the relay by it.
+
+    ``None`` where the certificate comes from elsewhere, or the name leads to ``addresses``.
+    """
+    if settings.certificate.source not in {"acme", "acme-staging"}:
+        return None
+    try:
+        found = socket.getaddrinfo(settings.domain, None, proto=socket.IPPROTO_TCP)
+    except OSError as error:
+        return f"{settings.domain} has no address in DNS ({error.strerror})"
+    told = sorted({str(entry[4][0]) for entry in found})
+    return None if set(told) <= set(addresses) else f"{settings.domain} leads to {', '.join(told)}"
+
+
 def has_ipv6() -> bool:
     """Tell whether this machine's loopback has IPv6, which ``disable_ipv6`` takes away."""
     try:

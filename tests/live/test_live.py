@@ -90,6 +90,7 @@ def test_one_real_region(stack: tuple[Checkout, str]) -> None:
 def server_and_address(stack: str) -> tuple[int, str]:
     server = hcloud.Client(token=os.environ["HCLOUD_TOKEN"]).servers.get_by_name(server_name(stack))
     assert server is not None
+    assert server.id is not None
     assert server.public_net is not None
     assert server.public_net.ipv4 is not None
     return server.id, server.public_net.ipv4.ip
