@@ -167,7 +167,10 @@ class NamespaceMachines:
         return ["nsenter", f"--target={first}", "--all", "--", *environment, *argv]
 
     def shut_down(self) -> None:
-        """Switch off every server and remove the network; the disks stay for a next process."""
+        """Switch off every server and remove the network; the disks stay for a next process.
+
+        Nothing can be done with these machines any more but ``close``.
+        """
         for server_id in self._known():
             self.power_off(server_id)
         self._network.close()

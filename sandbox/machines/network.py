@@ -114,9 +114,6 @@ class Network:
             # an IPv6 address can be used at once
             "net.ipv6.conf.default.accept_dad": 0,
             "net.ipv6.conf.default.accept_ra": 0,
-            # an address that was another server's is found at its new place at once
-            "net.ipv4.conf.default.arp_notify": 1,
-            "net.ipv6.conf.default.ndisc_notify": 1,
         }
         run(
             in_namespace(namespace, ["sysctl", "-qw", *(f"{key}={value}" for key, value in settings.items())])
@@ -132,6 +129,14 @@ class Network:
             ip("-n", namespace, "address", "add", self._with_length(address), "dev", INTERFACE)
         ip("-n", namespace, "link", "set", "lo", "up")
         ip("-n", namespace, "link", "set", INTERFACE, "up")
+        # Who knew another server by this address would go on asking that one for half a minute.
+        for address in addresses:
+            ip("neighbour", "flush", "to", address, "dev", _link(self.number))
+            for path in NAMESPACES.glob(f"{_PREFIX}{self.number}-*"):
+                if path.name not in (self._switch, namespace):
+                    flush = ["ip", "-n", path.name, "neighbour", "flush", "to", address]
+                    # another one may be on its way out
+                    subprocess.run(flush, capture_output=True, timeout=_COMMAND_TIMEOUT, check=False)
 
     def remove_namespace(self, what: str) -> None:
         """End what runs in a namespace, and remove it with its control group.
@@ -160,8 +165,9 @@ class Network:
 
     def close(self) -> None:
         """Remove the switch and every namespace of the network, and let others have its addresses."""
-        _remove_all(self.number)
-        self._lock.close()
+        if not self._lock.closed:
+            _remove_all(self.number)
+            self._lock.close()
 
     def _make(self) -> None:
         ip("netns", "add", self._switch)

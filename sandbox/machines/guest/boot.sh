@@ -1,3 +1,4 @@
+#!/bin/sh
 # Runs as process 1 of a server, in namespaces of its own, and turns what it sees into the server's disk.
 #   boot.sh DISK PACKAGE: DISK as sandbox/machines/disk.py makes it, PACKAGE what cloud-init is unpacked in.
 # Its standard output is the program init's, which tells there when the SSH server answers.
