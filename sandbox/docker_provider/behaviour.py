@@ -67,6 +67,9 @@ _DEVICES = "limits of devices and GPUs are not carried"
 _NOT_IN_LIBRARY = "the docker library it uses has no such option"
 _NEWER = "how the real plugin treats it could not be checked"
 
+_TIMEOUTS = dict.fromkeys(("create", "delete", "update"), 20 * 60)
+"""Of ``resource_docker_container.go`` and ``resource_docker_image.go``."""
+
 _NETWORK = Behaviour(
     updates_in_place=frozenset(),
     computed=frozenset({"driver", "options", "internal", "ipamConfigs"}),
@@ -132,7 +135,7 @@ def _remote_image() -> Behaviour:
         rules=(_legacy_build,),
         conflicts=(("build", "pullTriggers"),),
         autonamed=False,
-        timeouts=True,
+        timeouts=_TIMEOUTS,
     )
 
 
@@ -284,7 +287,7 @@ _CONTAINER = Behaviour(
     conflicts=(("deviceRequests", "gpus"),),
     delete_before_replace=True,
     schema_version=2,
-    timeouts=True,
+    timeouts=_TIMEOUTS,
 )
 
 

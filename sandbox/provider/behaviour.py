@@ -42,14 +42,27 @@ class Behaviour:
     delete_before_replace: bool = False
     schema_version: int = 0
     """Version of the real plugin's state: it is kept in the state, for the real plugin to take it over."""
-    timeouts: bool = False
-    """Whether the real plugin keeps its (default) timeouts in the state."""
+    timeouts: Mapping[str, int] = field(default_factory=dict)
+    """Default timeouts, in seconds by operation, that the real plugin keeps in the state."""
     computed_nested: frozenset[str] = frozenset()
     """Paths of fields inside arrays that are filled in where the program leaves them out."""
     kept_when_unset: frozenset[str] = frozenset()
     """Arguments whose removal is no change either (``DiffSuppressFunc`` upstream)."""
     read_back: frozenset[str] = frozenset()
     """Properties that are null in the state only where creation failed half-way; that is then a change."""
+    state_functions: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    """By path: what the state keeps in place of the program's text (``StateFunc`` upstream)."""
+    empty_is_change: frozenset[str] = frozenset()
+    """Computed lists of which an empty one in the program is a change, not only a left-out argument."""
+    framework: bool = False
+    """
+    Whether it is written in Terraform's plugin framework, and not in its SDK.
+
+    Then null is not the same as zero, Check fills in no defaults, a diff names no more than the
+    top-level properties, and a replaced resource goes last whatever its name.
+    """
+    unknown_on_update: frozenset[str] = frozenset()
+    """Computed properties of a framework resource of which any update makes a preview say unknown."""
     compared_as: Mapping[str, Callable[[Any, Any], Any]] = field(default_factory=dict)
     """By list argument: takes the old and the new list, returns what the old one is compared with."""
 

@@ -164,7 +164,7 @@ def _with_defaults(
     defaulted = []
     for name in wanted.properties:
         default = behaviour.defaults.get(f"{pattern}.{name}" if pattern else name)
-        if name not in filled and not is_empty(default):
+        if name not in filled and not is_empty(default) and not behaviour.framework:
             filled[name] = default
             defaulted.append(name)
     filled[DEFAULTS] = sorted(defaulted)
@@ -231,6 +231,9 @@ def check_provider(arguments: Mapping[str, Any], package: Package, *, resource_n
     given = {name: value for name, value in arguments.items() if name not in ("version", "pluginDownloadURL")}
     checked = walk.properties(given, package.provider_arguments, "", "")
     for name, value in checked.items():
+        validator = package.provider_validators.get(name)
+        if validator is not None and value != UNKNOWN and (wrong := validator(value)):
+            walk.fail(name, wrong)
         if name in package.provider_refused and not is_empty(value):
             walk.fail(
                 name,

@@ -10,6 +10,7 @@ from typing import Any
 
 from .behaviour import Behaviour
 from .schema import ResourceSchema, ValueType
+from .state import kept
 from .values import DEFAULTS, child, has_unknown, is_empty, without_defaults
 
 
@@ -63,7 +64,11 @@ def diff(
     changes: dict[str, Change] = {}
     for name, argument in schema.arguments.items():
         old, new = state.get(name), without_defaults(inputs.get(name))
-        if is_empty(new) and not _is_scalar(new) and name in behaviour.computed | behaviour.kept_when_unset:
+        if new is None and behaviour.framework:
+            new = behaviour.defaults.get(name)
+        new = kept(new, argument.type, behaviour, name)
+        left_out = new is None if name in behaviour.empty_is_change else is_empty(new) and not _is_scalar(new)
+        if left_out and name in behaviour.computed | behaviour.kept_when_unset:
             # null here means that creation failed before anything was read back
             if old is None and name in behaviour.read_back:
                 changes[name] = Change.ADD
@@ -75,12 +80,15 @@ def diff(
     for name in sorted(behaviour.read_back):
         if name not in schema.arguments and state.get(name) is None:
             changes[name] = Change.ADD
-    kept = {path: change for path, change in changes.items() if not _is_ignored(path, ignored)}
+    counted = {path: change for path, change in changes.items() if not _is_ignored(path, ignored)}
+    if counted:
+        unknown = {name for name in behaviour.unknown_on_update if inputs.get(name) is None}
+        counted |= dict.fromkeys(sorted(unknown), Change.UPDATE)
     replacing = frozenset(
-        path for path in kept if top_level(path) in schema.arguments and _replaces(path, behaviour)
+        path for path in counted if top_level(path) in schema.arguments and _replaces(path, behaviour)
     )
     return Difference(
-        changes=kept,
+        changes=counted,
         replacing=replacing,
         delete_before_replace=bool(replacing) and _goes_first(inputs, behaviour),
         stable=tuple(
@@ -107,11 +115,16 @@ def _goes_first(inputs: Mapping[str, Any], behaviour: Behaviour) -> bool:
     """
     if behaviour.delete_before_replace:
         return True
-    return behaviour.autonamed and "name" in inputs and "name" not in inputs.get(DEFAULTS, ["name"])
+    return (
+        not behaviour.framework
+        and behaviour.autonamed
+        and "name" in inputs
+        and "name" not in inputs.get(DEFAULTS, ["name"])
+    )
 
 
 def _replaces(path: str, behaviour: Behaviour) -> bool:
-    return top_level(path) not in behaviour.updates_in_place
+    return top_level(path) not in behaviour.updates_in_place | behaviour.unknown_on_update
 
 
 def _is_ignored(path: str, ignored: Iterable[str]) -> bool:

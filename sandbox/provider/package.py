@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .behaviour import Behaviour
+from .behaviour import Behaviour, Validator
 from .schema import Property, ResourceSchema
 
 
@@ -62,6 +62,8 @@ class Package:
     """Arguments of the provider resource that are not carried, with the reason."""
     resources: Mapping[str, ResourceType]
     """Resource types by token."""
+    provider_validators: Mapping[str, Validator] = field(default_factory=dict, kw_only=True)
+    """Validators of arguments of the provider resource."""
     connect: Callable[[Mapping[str, Any]], Connection]
     """
     Takes the checked arguments of the provider resource. Raises `errors.RefusedError` for what is not

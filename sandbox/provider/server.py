@@ -33,6 +33,7 @@ from .state import (
     meta,
     planned,
     refreshed_inputs,
+    tidy,
     updated,
 )
 from .values import UNKNOWN, NotAPlainValueError, from_struct, to_struct
@@ -254,11 +255,13 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
             stables=found.stable,
             deleteBeforeReplace=found.delete_before_replace,
             diffs=found.changed_properties,
-            detailedDiff={
+            detailedDiff={}
+            if kind.behaviour.framework
+            else {
                 path: provider_pb2.PropertyDiff(kind=_diff_kind(change, replaces=path in found.replacing))
                 for path, change in found.changes.items()
             },
-            hasDetailedDiff=True,
+            hasDetailedDiff=not kind.behaviour.framework,
         )
 
     @_guarded
@@ -295,7 +298,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
             state = planned({}, schema, behaviour) | dict.fromkeys(behaviour.defaults) | found
             state = {name: value for name, value in state.items() if "." not in name}
             known = imported_inputs(state, schema, behaviour)
-        state["__meta"] = meta(behaviour)
+        state = tidy(state, behaviour) | {"__meta": meta(behaviour)}
         return provider_pb2.ReadResponse(id=found["id"], properties=to_struct(state), inputs=to_struct(known))
 
     @_guarded
@@ -311,9 +314,12 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
                 f"{request.urn} cannot be updated in place: {', '.join(found.replaced_properties)} changes"
             )
         state = updated(old, inputs, schema, behaviour, ignored)
-        if not request.preview:
+        if request.preview:
+            unknown = {name for name in behaviour.unknown_on_update if inputs.get(name) is None}
+            state |= dict.fromkeys(unknown if found.changes else (), UNKNOWN)
+        else:
             state |= kind.update(self._connection(context), request.id, old, state)
-        state |= {"id": request.id, "__meta": meta(behaviour)}
+        state = tidy(state, behaviour) | {"id": request.id, "__meta": meta(behaviour)}
         return provider_pb2.UpdateResponse(properties=to_struct(state))
 
     @_guarded

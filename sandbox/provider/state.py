@@ -13,23 +13,37 @@ from typing import Any
 
 from .behaviour import Behaviour
 from .schema import Property, ResourceSchema, ValueType
-from .values import DEFAULTS, UNKNOWN, is_empty
+from .values import DEFAULTS, UNKNOWN, is_empty, without_defaults
 
 _TIMEOUTS_KEY = "e2bfb730-ecaa-11e6-8f88-34363bc7c4c0"
 """Key of the timeouts in a Terraform state (terraform-plugin-sdk, helper/schema/resource_timeout.go)."""
 
-_TIMEOUT_NANOSECONDS = 20 * 60 * 1_000_000_000
-"""Default timeout upstream (resource_docker_container.go, resource_docker_image.go)."""
-
 
 def meta(behaviour: Behaviour) -> str:
     """Return what the real plugin keeps under ``__meta``; a state without it would seem an old one to it."""
-    kept: dict[str, Any] = {}
+    known: dict[str, Any] = {}
     if behaviour.timeouts:
-        kept[_TIMEOUTS_KEY] = dict.fromkeys(("create", "delete", "update"), _TIMEOUT_NANOSECONDS)
+        known[_TIMEOUTS_KEY] = {name: each * 1_000_000_000 for name, each in behaviour.timeouts.items()}
     if behaviour.schema_version:
-        kept["schema_version"] = str(behaviour.schema_version)
-    return json.dumps(kept, separators=(",", ":"), sort_keys=True)
+        known["schema_version"] = str(behaviour.schema_version)
+    return json.dumps(known, separators=(",", ":"), sort_keys=True)
+
+
+def kept(value: Any, wanted: ValueType, behaviour: Behaviour, pattern: str) -> Any:
+    """Return what the state keeps of a value of the program; ``pattern`` is its path without places."""
+    if not behaviour.state_functions or value is None or value == UNKNOWN:
+        return value
+    if wanted.kind == "array" and isinstance(value, list) and wanted.element is not None:
+        return [kept(each, wanted.element, behaviour, pattern) for each in value]
+    if wanted.kind == "object" and isinstance(value, dict):
+        return {
+            name: kept(each, wanted.properties[name].type, behaviour, f"{pattern}.{name}")
+            if name in wanted.properties
+            else each
+            for name, each in value.items()
+        }
+    function = behaviour.state_functions.get(pattern)
+    return function(value) if function is not None else value
 
 
 def _filled(value: Any, wanted: ValueType, behaviour: Behaviour, pattern: str) -> Any:
@@ -81,11 +95,14 @@ def planned(
     state: dict[str, Any] = {}
     for name, each in schema.arguments.items():
         if inputs.get(name) is not None:
-            state[name] = _filled(inputs[name], each.type, behaviour, name)
+            value = kept(inputs[name], each.type, behaviour, name)
+            whole = behaviour.framework
+            state[name] = without_defaults(value) if whole else _filled(value, each.type, behaviour, name)
         elif name in behaviour.computed:
             state[name] = computed
         else:
-            state[name] = _absent(each.type, behaviour.defaults.get(name))
+            default = behaviour.defaults.get(name)
+            state[name] = default if behaviour.framework else _absent(each.type, default)
     for name in schema.outputs:
         if name not in schema.arguments:
             state[name] = computed
@@ -94,7 +111,12 @@ def planned(
             name, inner = path.split(".")
             if isinstance(state[name], list):
                 state[name] = [_with_unknown(each, inner, computed) for each in state[name]]
-    return state
+    return tidy(state, behaviour)
+
+
+def tidy(state: Mapping[str, Any], behaviour: Behaviour) -> dict[str, Any]:
+    """Leave out what is null, which a state of the plugin framework does not write."""
+    return {name: value for name, value in state.items() if value is not None or not behaviour.framework}
 
 
 def created(
@@ -112,15 +134,20 @@ def created(
         argument = schema.arguments.get(name)
         keeps = (
             argument is not None
+            and not behaviour.framework
             and not is_empty(inputs.get(name))
             and _holds_set(name, argument.type, behaviour)
         )
         if not keeps:
             state[name] = value
     for name in behaviour.computed:
-        if state[name] is None and schema.arguments[name].type.kind == "array":
+        if (
+            state.get(name) is None
+            and schema.arguments[name].type.kind == "array"
+            and not behaviour.framework
+        ):
             state[name] = []  # null would make the real plugin, should it take the state over, replace
-    return state
+    return tidy(state, behaviour)
 
 
 def _holds_set(pattern: str, wanted: ValueType, behaviour: Behaviour) -> bool:
@@ -141,11 +168,15 @@ def updated(
     """Return the state after an update in place; nothing is read back, computed values are the old ones."""
     state = planned(inputs, schema, behaviour)
     filled_in = behaviour.computed | behaviour.kept_when_unset | (set(schema.outputs) - set(schema.arguments))
-    kept = {
-        name for name in filled_in if is_empty(inputs.get(name)) and not isinstance(inputs.get(name), bool)
+    unchanged = {
+        name
+        for name in filled_in
+        if is_empty(inputs.get(name))
+        and not isinstance(inputs.get(name), bool)
+        and not (name in behaviour.empty_is_change and inputs.get(name) is not None)
     }
-    kept |= {path.split(".")[0].split("[")[0] for path in ignored}
-    for name in kept:
+    unchanged |= {path.split(".")[0].split("[")[0] for path in ignored}
+    for name in unchanged:
         if name in old_state:
             state[name] = old_state[name]
     return state
@@ -173,6 +204,9 @@ def _refreshed_object(
             same = same and name == DEFAULTS
             continue
         where = f"{pattern}.{name}" if pattern else name
+        if kept(old, properties[name].type, behaviour, where) == state[name]:
+            result[name] = old
+            continue
         result[name], unchanged = _refreshed(old, state[name], properties[name].type, behaviour, where)
         if not unchanged:
             same = False
@@ -202,8 +236,8 @@ def _refreshed(old: Any, new: Any, wanted: ValueType, behaviour: Behaviour, patt
     if isinstance(old, dict) and isinstance(new, dict):
         if wanted.kind == "object":
             return _refreshed_object(old, new, wanted.properties, behaviour, pattern)
-        kept = {key: new[key] for key in old if key in new}
-        return kept, kept == old
+        found = {key: new[key] for key in old if key in new}
+        return found, found == old
     return new, old == new
 
 
