@@ -122,12 +122,7 @@ def down(stack: str, *, volumes: bool) -> None:
                     hetzner.check_can_be_deleted(opened.deployment(), _where(stack))
                 with progress.step(f"Taking down the stack {stack}"), opened.changes_noted():
                     opened.destroy(volumes=volumes)
-                if volumes:
-                    host.forget(opened)
-                if settings is not None and settings.host.kind == "local":
-                    with host.engine(opened) as client:
-                        if client is not None:
-                            _remove_built_images(settings, host.goarch, client, progress)
+                _clear_up(opened, host, settings, progress, volumes=volumes)
         except StackMissingError:
             progress.say(f"Pulumi knows of no stack {stack}: there is nothing to take down.")
             return
@@ -391,6 +386,24 @@ def _bring_images(
                     f"mend the network{' or the proxy settings' if proxy else ''}, or set {key}.image to"
                     " build; nothing was changed",
                 ) from None
+
+
+def _clear_up(
+    opened: RelayStack,
+    host: hosts.StackHost,
+    settings: Settings | None,
+    progress: Progress,
+    *,
+    volumes: bool,
+) -> None:
+    """Remove what a stack that is down leaves here, beside its volumes."""
+    if volumes:
+        host.forget(opened)
+    if settings is None or settings.host.kind != "local":
+        return
+    with host.engine(opened) as client:
+        if client is not None:
+            _remove_built_images(settings, host.goarch, client, progress)
 
 
 def _remove_built_images(
