@@ -239,18 +239,20 @@ class Servers:
         if server.status != "off":
             raise unprocessable("server_not_stopped", "server must be powered off")
         server.status = "migrating"
-        step = self._cloud.change(
-            server, "change_server_type", self._cloud.boot, done="running", failed="off"
-        )
+
+        def work() -> None:
+            self._cloud.boot(server)
 
         def done() -> None:
-            server.server_type = server_type.name
+            server.server_type, server.status = server_type.name, "running"
             if upgrade_disk:
                 server.primary_disk_size = server_type.disk
-            server.status = "running"
+
+        def failed() -> None:
+            server.status = "off"
 
         return self._run(
-            Step(step.command, step.resources, step.work, done=done, failed=step.failed, locks=server.id)
+            Step("change_server_type", [(NOUN, server.id)], work, done=done, failed=failed, locks=server.id)
         )
 
     def change_protection(self, identity: str) -> tuple[dict[str, Any], int]:
