@@ -180,6 +180,23 @@ def test_all_sessions_share_one_connection_until_it_is_closed(server: Server, pr
     server.connection.close()
 
 
+@pytest.mark.usefixtures("project")
+def test_server_that_allows_few_sessions_gets_more_connections(tmp_path: Path) -> None:
+    folder = tmp_path / "sshd"
+    folder.mkdir()
+    with sshd(folder, more="MaxSessions 3\nMaxStartups 100") as server:
+        connection = server.connection
+        connection.write(public_key(server.host_key), server.deploy_key, None)
+        assert connection.run("true", timeout=30).returncode == 0
+        with ThreadPoolExecutor(8) as pool:
+            done = list(
+                pool.map(lambda _: connection.run("sh", "-c", "sleep 1; echo in", timeout=60), range(8))
+            )
+        assert [each.stdout for each in done] == ["in\n"] * 8
+        assert 1 < server.connections() <= 1 + 5
+        connection.close()
+
+
 def test_sessions_that_run_outlive_the_close(server: Server) -> None:
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(server.connection.run, "sh", "-c", "echo up >&2; sleep 1; echo done", timeout=30)
@@ -196,6 +213,7 @@ def test_another_host_key_is_never_talked_to(server: Server) -> None:
     # the shared connection to the server of the old pin is not gone on with either
     connection.write(public_key(new_private_key("other")), server.deploy_key, None)
     before = server.connections()
+    assert connection.run("true", timeout=30).returncode == 255
     error = failure(connection)
     assert "shows another host key than the one that is pinned" in error.what
     assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in error.what
