@@ -136,24 +136,34 @@ def _running() -> _Api | None:
 def _start(progress: Progress) -> _Api:
     if os.geteuid() != 0:
         raise PrerequisiteError("servers as network namespaces need root", "sudo make sandbox-up REGION=...")
-    log = _folder() / "api.log"
-    with progress.step("Starting the sandbox: a Hetzner Cloud API on this machine"), log.open("wb") as file:
+    log, port = _folder() / "api.log", _folder() / "api.port"
+    with (
+        progress.step("Starting the sandbox: a Hetzner Cloud API on this machine"),
+        log.open("wb") as errors,
+        port.open("wb") as output,
+    ):
         process = subprocess.Popen(
             [sys.executable, "-m", "sandbox.hcloud_api", "--state", str(_state())],
             cwd=PROJECT_FOLDER,
             stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
+            stdout=output,
+            stderr=errors,
             # out of reach of this terminal's Ctrl-C and hang-up
             start_new_session=True,
         )
         deadline = time.monotonic() + _START
-        while not (said := log.read_text()).strip().isdigit():
+        while not port.read_text().endswith("\n"):
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
-                raise PrerequisiteError(f"the sandbox did not start: {said.strip()}", f"see {log}")
+                raise PrerequisiteError(
+                    f"the sandbox did not start: {log.read_text().strip()}", f"see to that; {log} has it too"
+                )
             time.sleep(0.1)
-    told = {"pid": process.pid, "port": int(said), "since": psutil.Process(process.pid).create_time()}
+    told = {
+        "pid": process.pid,
+        "port": int(port.read_text()),
+        "since": psutil.Process(process.pid).create_time(),
+    }
     (_folder() / "api.json").write_text(json.dumps(told))
     return _Api(told)
 

@@ -58,12 +58,8 @@ class Cloud:
         return given
 
 
-@contextlib.contextmanager
-def cloud(folder: Path) -> Iterator[Cloud]:
-    """Make a cloud with its servers and a checkout in ``folder``; remove all servers at the end.
-
-    Skips the test where it cannot be made.
-    """
+def require_machines() -> None:
+    """Skip the test where no servers can be made."""
     require(os.geteuid() == 0, "servers as network namespaces need root", "sudo make test")
     for program, package in (
         ("dockerd", "docker.io"),
@@ -74,6 +70,15 @@ def cloud(folder: Path) -> Iterator[Cloud]:
     ):
         found = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
         require(found, f"{program} is missing", f"apt-get install {package}")
+
+
+@contextlib.contextmanager
+def cloud(folder: Path) -> Iterator[Cloud]:
+    """Make a cloud with its servers and a checkout in ``folder``; remove all servers at the end.
+
+    Skips the test where it cannot be made.
+    """
+    require_machines()
     (folder / "checkout").mkdir()
     checkout = Checkout.make(folder / "checkout", None)
     machines = NamespaceMachines(folder / "machines", name="test")
