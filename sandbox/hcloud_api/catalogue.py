@@ -1,9 +1,9 @@
 """
 What can be ordered: locations, server types and images.
 
-The server types and where they are to be had are from https://www.hetzner.com/cloud and the lists of
-https://docs.hetzner.com/cloud/general/locations, as of autumn 2026. Prices are left out: they are an
-account's and a day's own.
+Which server types there are, and where, follows https://github.com/hetznercloud/cli/issues/1322 (April
+2026); ids and sizes were not compared with a live account. Prices are left out: they are an account's and
+a day's own.
 """
 
 from __future__ import annotations
