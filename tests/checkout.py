@@ -63,10 +63,18 @@ class Checkout:
         return cls(folder, host, pulumi_cli.bring(Progress()), environment)
 
     def write_stack(self, values: Mapping[str, Any], name: str = STACK) -> None:
-        """Write the stack's settings, by their keys without the project's name; keep Pulumi's own lines."""
+        """Write the stack's settings, by their keys without the project's name.
+
+        Kept are Pulumi's own lines and what relayctl put there: keys, as secrets.
+        """
         path = self.folder / "stacks" / f"Pulumi.{name}.yaml"
         kept = yaml.safe_load(path.read_text()) if path.exists() else {}
-        config: dict[str, Any] = {"pulumi:disable-default-providers": ["docker", "hcloud"]}
+        secrets = {
+            key: value
+            for key, value in kept.get("config", {}).items()
+            if isinstance(value, dict) and list(value) == ["secure"]
+        }
+        config: dict[str, Any] = {"pulumi:disable-default-providers": ["docker", "hcloud"], **secrets}
         config |= {f"{PROJECT}:{key}": value for key, value in values.items()}
         path.write_text(yaml.safe_dump({**kept, "config": config}))
 
@@ -92,6 +100,10 @@ class Checkout:
         plugins = [provider_plugins.find(name, self.cli, progress) for name in ("docker", "hcloud")]
         with provider_plugins.attached(plugins, progress) as attached:
             yield Pulumi(self, {**self.environment, **self.cli.environment, **attached})
+
+
+def _is_secret(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"secure"}
 
 
 @dataclass(frozen=True)
