@@ -222,9 +222,11 @@ class NamespaceMachines:
             yield
 
     def _known(self) -> list[int]:
-        return sorted(
-            {int(path.name.split(".")[0]) for path in self._folder.iterdir() if path.name[0].isdigit()}
-        )
+        """Return the servers of which there is a disk, a specification or a firewall."""
+        if not self._folder.exists():
+            return []
+        names = [path.name.split(".")[0] for path in self._folder.iterdir()]
+        return sorted({int(name) for name in names if name.isdigit()})
 
     def _read_spec(self, server_id: int) -> MachineSpec:
         try:

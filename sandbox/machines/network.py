@@ -36,6 +36,7 @@ _PREFIX = "dm"
 _NUMBERS = range(1, 255)
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _END_TIMEOUT = 20.0
+_CLAIM_TIMEOUT = 10.0
 _COMMAND_TIMEOUT = 30.0
 
 
@@ -221,29 +222,46 @@ def remove_control_group(path: str) -> None:
 
 
 def _claim(number: int | None) -> tuple[int, IO[bytes]]:
-    """Lock a number, remove what a killed owner left of it, and of all others that nobody holds."""
+    """Lock a number, and remove what is left of all those whose owners were killed."""
     try:
         _LOCKS.mkdir(mode=0o755, exist_ok=True)
     except OSError as error:
         raise MachineError(f"servers need root: {_LOCKS} cannot be made: {error.strerror}") from error
+    unusable = _cleaned()
+    if number is not None:
+        return number, _claimed(number)
+    for candidate in _NUMBERS:
+        if candidate not in unusable and (lock := _lock(_LOCKS / f"{candidate}.lock")):
+            if not _in_use(candidate):
+                return candidate, lock
+            lock.close()
+    raise MachineError(f"198.18.{_NUMBERS[0]}.0 to 198.18.{_NUMBERS[-1]}.255 are all in use on this machine")
+
+
+def _cleaned() -> set[int]:
+    """Remove what is left of networks whose owners were killed, and return those that resist."""
+    unusable = set()
     for path in sorted(_LOCKS.glob("*.lock")):
         if lock := _lock(path):
             with lock:
-                _remove_all(int(path.stem))
-    for candidate in _NUMBERS if number is None else (number,):
-        lock = _lock(_LOCKS / f"{candidate}.lock")
-        if lock is None:
-            continue
-        if not _in_use(candidate):
-            return candidate, lock
-        lock.close()
-    if number is None:
+                try:
+                    _remove_all(int(path.stem))
+                except MachineError:
+                    unusable.add(int(path.stem))
+    return unusable
+
+
+def _claimed(number: int) -> IO[bytes]:
+    deadline = time.monotonic() + _CLAIM_TIMEOUT
+    # Another process may hold it for the moment in which it looks for what is left.
+    while (lock := _lock(_LOCKS / f"{number}.lock")) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if lock is None or _in_use(number):
         raise MachineError(
-            f"all networks of 198.18.0.0/15 from {_NUMBERS[0]} to {_NUMBERS[-1]} are in use here"
+            f"198.18.{number}.0/24 and 2001:db8:{number:x}::/48, which these servers have, are in use on this"
+            " machine: end what uses them"
         )
-    raise MachineError(
-        f"198.18.{number}.0/24 or 2001:db8:{number:x}::/48, where these servers have theirs, is in use here"
-    )
+    return lock
 
 
 def _lock(path: Path) -> IO[bytes] | None:

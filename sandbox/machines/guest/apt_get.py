@@ -48,7 +48,9 @@ def main(arguments: Sequence[str]) -> int:
             continue
         words.append(argument)
     if words and words[0] in _DONE_ALREADY:
-        return _written(f"apt-get {' '.join(words)}: not done, no mirror is reached in the sandbox")
+        return _written(
+            f"apt-get {' '.join(words)}: not done, a server in the sandbox has what its machine has"
+        )
     if not words or words[0] != "install":
         return _failed(f"E: Invalid operation {' '.join(words)}")
     names = []

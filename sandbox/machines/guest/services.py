@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,7 +29,9 @@ ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "HOME": "/root",
 }
-_SSHD, _DOCKERD = "/usr/sbin/sshd", "/usr/sbin/dockerd"
+_SSHD = "/usr/sbin/sshd"
+# Debian's package has it in /usr/sbin, Docker's own in /usr/bin
+_DOCKERD = shutil.which("dockerd", path=ENVIRONMENT["PATH"]) or "/usr/sbin/dockerd"
 _DOCKER_CONFIG = Path("/etc/docker/daemon.json")
 _DOCKER_SOCKET = "/var/run/docker.sock"
 # where a unit is added to: systemd.unit(5), later ones after earlier ones

@@ -21,13 +21,10 @@ _INSTALLED = Path("/var/lib/sandbox/packages")
 _STATES = Path("/var/lib/sandbox/units")
 _SWITCHES = ("reboot", "poweroff", "halt", "shutdown", "kexec", "suspend", "hibernate")
 
-_ON_SERVICE: dict[str, tuple[Callable[[Service], None], ...]] = {
-    "start": (Service.start,),
-    "stop": (Service.stop,),
-    "restart": (Service.stop, Service.start),
-    "reload": (Service.reload,),
-}
+_ON_RUNNING = ("start", "stop", "reload")
 _ON_FILE = ("enable", "disable", "mask", "unmask", "reenable", "preset")
+# what "--now" does besides
+_NOW = {"enable": "start", "reenable": "start", "disable": "stop", "mask": "stop"}
 
 
 def main(program: str, arguments: Sequence[str]) -> int:
@@ -48,7 +45,10 @@ def main(program: str, arguments: Sequence[str]) -> int:
         return 0
     if not units:
         return _refused(f"systemctl {verb}: give the unit that is meant")
-    return max(_on_unit(verb, unit, now="--now" in options, quiet="-q" in options) for unit in units)
+    return max(
+        _on_unit(verb, unit, now="--now" in options, quiet=bool({"-q", "--quiet"} & {*options}))
+        for unit in units
+    )
 
 
 def enabled(unit: str) -> bool:
@@ -58,51 +58,63 @@ def enabled(unit: str) -> bool:
 
 
 def _on_unit(verb: str, unit: str, *, now: bool, quiet: bool) -> int:
-    service = SERVICES.get(unit)
     if verb in ("status", "is-active", "show"):
+        service = SERVICES.get(unit)
         active = service is not None and service.pid() is not None
-        if not quiet:
-            sys.stdout.write("active\n" if active else "inactive\n")
-        return 0 if active else _NOT_ACTIVE
-    if service is None and not _known(unit):
+        return _told("active" if active else "inactive", 0 if active else _NOT_ACTIVE, quiet=quiet)
+    if unit not in SERVICES and not _known(unit):
         return _refused(f"Failed to {verb} {unit}.service: Unit {unit}.service not found.", _NO_SUCH_UNIT)
     if verb == "is-enabled":
-        if not quiet:
-            sys.stdout.write("enabled\n" if enabled(unit) else "disabled\n")
-        return 0 if enabled(unit) else 1
+        return _told(*(("enabled", 0) if enabled(unit) else ("disabled", 1)), quiet=quiet)
     if verb in _ON_FILE:
         _STATES.mkdir(parents=True, exist_ok=True)
         (_STATES / unit).write_text(f"{verb}\n")
-        verb = {"enable": "start", "disable": "stop", "mask": "stop"}.get(verb, "") if now else ""
-        if not verb:
+        if not now or verb not in _NOW:
             return 0
+        verb = _NOW[verb]
+    if verb.endswith(_ON_RUNNING):
+        return _on_running(verb, unit)
+    return _refused(f"systemctl {verb}: the sandbox does not know this")
+
+
+def _on_running(verb: str, unit: str) -> int:
+    service = SERVICES.get(unit)
     if service is None:
         log(f"systemctl {verb} {unit}: not done, the sandbox runs SSH and Docker alone")
         return 0
-    return _on_service(verb, service)
-
-
-def _on_service(verb: str, service: Service) -> int:
-    # "try-" and "-or-" forms: systemctl(1), "Unit Commands"
-    if verb.startswith(("try-", "reload-or-try-", "cond")) and service.pid() is None:
-        return 0
-    if verb in ("reload-or-restart", "try-reload-or-restart", "reload-or-try-restart", "force-reload"):
-        verb = "reload" if service.pid() else "start"
-    verb = {"try-restart": "restart", "condrestart": "restart"}.get(verb, verb)
-    if verb == "start" and (_STATES / service.name).exists() and _masked(service.name):
-        return _refused(f"Failed to start {service.name}.service: Unit {service.name}.service is masked.")
-    if verb not in _ON_SERVICE:
-        return _refused(f"systemctl {verb}: the sandbox does not know this")
+    steps = _steps(verb, running=service.pid() is not None)
+    if Service.start in steps and _masked(unit):
+        return _refused(f"Failed to {verb} {unit}.service: Unit {unit}.service is masked.")
     try:
-        for step in _ON_SERVICE[verb]:
+        for step in steps:
             step(service)
     except ServiceError as error:
-        return _refused(f"Job for {service.name}.service failed: {error}")
+        return _refused(f"Job for {unit}.service failed: {error}")
     return 0
 
 
+def _steps(verb: str, *, running: bool) -> tuple[Callable[[Service], None], ...]:
+    """Return what a verb does: systemctl(1), "Unit Commands", with the old names of the "try-" forms."""
+    if verb.startswith(("try-", "reload-or-try-", "cond", "force-")) and not running:
+        return ()
+    if verb in ("start", "stop"):
+        return (Service.start,) if verb == "start" else (Service.stop,)
+    if verb == "reload":
+        return (Service.reload,)
+    if "reload" in verb:
+        return (Service.reload,) if running else (Service.start,)
+    return (Service.stop, Service.start)
+
+
+def _told(state: str, code: int, *, quiet: bool) -> int:
+    if not quiet:
+        sys.stdout.write(f"{state}\n")
+    return code
+
+
 def _masked(unit: str) -> bool:
-    return (_STATES / unit).read_text().strip() == "mask"
+    state = _STATES / unit
+    return state.exists() and state.read_text().strip() == "mask"
 
 
 def _name(unit: str) -> str:
