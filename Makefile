@@ -58,8 +58,8 @@ lint:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy .
-	@if command -v shellcheck >/dev/null; then shellcheck setup.sh; \
-	else echo "shellcheck is not installed, so setup.sh was not checked: apt-get install shellcheck"; fi
+	@if command -v shellcheck >/dev/null; then shellcheck setup.sh sandbox/machines/guest/boot.sh; \
+	else echo "shellcheck is not installed, so the shell scripts were not checked: apt-get install shellcheck"; fi
 
 format:
 	@./setup.sh --dev
