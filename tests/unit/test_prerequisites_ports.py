@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 from typing import TYPE_CHECKING
 
@@ -19,13 +21,17 @@ KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 def bound(protocol: Protocol, address: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    taken = socket.socket(family, KINDS[protocol])
-    if family == socket.AF_INET6:
-        taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    taken.bind((address, 0))
-    if protocol == "tcp":
-        taken.listen()
-    return taken
+    while True:
+        taken = socket.socket(family, KINDS[protocol])
+        if family == socket.AF_INET6:
+            taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        with contextlib.suppress(OSError):
+            # Outside of those that connections of other programs are given.
+            taken.bind((address, random.randrange(15000, 30000)))  # noqa: S311 - no secret
+            if protocol == "tcp":
+                taken.listen()
+            return taken
+        taken.close()
 
 
 @pytest.fixture(params=[(p, a) for p in KINDS for a in ("127.0.0.1", "0.0.0.0", "::1", "::")], ids=str)

@@ -104,6 +104,8 @@ OTHER_TYPE = ED25519.replace("ssh-ed25519", "ssh-rsa")
         ("ssh-dss AAAAB3NzaC1kc3M=", "begins with 'ssh-dss'"),
         (public(rsa.generate_private_key(65537, 1024)), "1024 bits is too weak"),  # noqa: S505 - that is it
     ],
+    # The keys are others in each process, and workers have to agree on the tests' names.
+    ids=range(13),
 )
 def test_what_is_no_public_key_is_told(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
