@@ -108,6 +108,8 @@ class _Walk:
                     return self.properties(value, wanted.properties, path, pattern)
             case _:
                 converted = _scalar(value, wanted.kind)
+                if self.behaviour and self.behaviour.framework and wanted.kind == "boolean":
+                    converted = value if isinstance(value, bool) else None
                 if converted is not None:
                     wrong = self._validate(converted, pattern)
                     if wrong:
