@@ -107,9 +107,7 @@ class _Walk:
                 if isinstance(value, dict):
                     return self.properties(value, wanted.properties, path, pattern)
             case _:
-                converted = _scalar(value, wanted.kind)
-                if self.behaviour and self.behaviour.framework and wanted.kind == "boolean":
-                    converted = value if isinstance(value, bool) else None
+                converted = self._converted(value, wanted)
                 if converted is not None:
                     wrong = self._validate(converted, pattern)
                     if wrong:
@@ -117,6 +115,12 @@ class _Walk:
                     return converted
         self.fail(path, f"Expected {_CALLED[wanted.kind]}, got {_shown(value)}")
         return value
+
+    def _converted(self, value: Any, wanted: ValueType) -> Any:
+        if self.behaviour and self.behaviour.framework and wanted.kind == "boolean":
+            # the plugin framework takes no words for it
+            return value if isinstance(value, bool) else None
+        return _scalar(value, wanted.kind)
 
     def _validate(self, value: Any, pattern: str) -> str | None:
         validator = self.behaviour.validators.get(pattern) if self.behaviour else None
