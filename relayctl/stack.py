@@ -47,8 +47,14 @@ _LOCK_HOLDER = re.compile(
 _ON_PATH = re.compile(r"using pulumi-\S+ from \$PATH")
 
 
-# What Pulumi's providers put around the message of the service behind them.
-_WRAPPED = re.compile(r"\A\s*\d+ errors? occurred:[ ]*\n?|^[ \t]*\* (creating urn:\S+: )?", re.MULTILINE)
+# What Pulumi's providers put around the message of the service behind them. Bridged ones log it too,
+# with where in their source they do.
+_WRAPPED = re.compile(
+    r"\A\s*((creating|updating|deleting) urn:\S+: )?\d+ errors? occurred:[ ]*\n?"
+    r"|^[ \t]*\* ((creating|updating|deleting) urn:\S+: )?(\d+ errors? occurred:[ ]*\n?)?"
+    r"|\A\S+\.go:\d+: sdk\.helper_schema: |: provider=\w+@[\w.+-]+\Z",
+    re.MULTILINE,
+)
 _COMPONENT = f"{PROJECT}:components:"
 # In a line of progress: the same error is told at the end, whole.
 _ERROR_IN_STEP = re.compile(r";? error: .*$")
@@ -471,7 +477,7 @@ class _Account:
         said = event.diagnostic_event
         if said is None or said.ephemeral:
             return
-        text = _WRAPPED.sub("", _COLOR.sub("", said.message)).strip()
+        text = _WRAPPED.sub("", _COLOR.sub("", said.message).strip()).strip()
         if said.severity == "info#err":
             self._printed.append(text)
         if said.severity == "info" and _COMPONENT in (said.urn or ""):
