@@ -190,8 +190,10 @@ class Server:
             raise PrerequisiteError(
                 f"{opened.name} has no server yet", f"make up STACK={opened.name}   makes one"
             )
-        names = self._settings.volumes.names(opened.name).values()
-        volume_copies.save(connection, names, self._progress)
+        volumes = preflight.Known.from_deployment(opened.deployment()).volumes
+        # A server that never came so far has none, and copies of those before it may be waiting.
+        if volumes:
+            volume_copies.save(connection, volumes, self._progress)
         opened.remove_with_all_on_it(str(server["urn"]))
 
     def put_back(self, opened: RelayStack) -> None:
