@@ -18,6 +18,8 @@ from ssh.keys import public_key
 
 # What an edit must not rebuild a server for: it would take the relay and its certificates with it.
 KEPT_UNTIL_A_REBUILD = ["userData", "sshKeys", "image"]
+# On all that is made at Hetzner: whose it is.
+STACK_LABEL = "derp-relays.stack"
 
 _EVERYWHERE = ["0.0.0.0/0", "::/0"]
 # Seconds. Short, since an address that is new has to be known soon, and records are asked for seldom.
@@ -54,7 +56,7 @@ class HetznerHost(pulumi.ComponentResource):
         assert isinstance(host, HetznerHostSettings)  # noqa: S101 - the program chooses by kind
         stack = pulumi.get_stack()
         self._name = server_name(stack)
-        self._labels = {"derp-relays.stack": self._name, **host.labels}
+        self._labels = {STACK_LABEL: self._name, **host.labels}
         self._api = hcloud.Provider(
             name,
             token=pulumi.Config("hcloud").get_secret("token"),

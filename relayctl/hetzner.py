@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import hcloud
 import requests
-from hcloud.actions import ActionException
+from hcloud.actions import ActionException, ActionFailedException, BoundAction
+from hcloud.firewalls import BoundFirewall
+from hcloud.primary_ips import BoundPrimaryIP
 from hcloud.server_types import BoundServerType
 from hcloud.servers import BoundServer
+from hcloud.ssh_keys import BoundSSHKey
 
-from components.hetzner_host import server_name
+from components.hetzner_host import STACK_LABEL, server_name
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
 from settings import PROJECT, HetznerHost, Settings
@@ -23,6 +28,11 @@ _TOKEN_LENGTH = 64
 _ENDPOINT = "https://api.hetzner.cloud/v1"
 
 SERVER = "hcloud:index/server:Server"
+_FIREWALL = "hcloud:index/firewall:Firewall"
+_SSH_KEY = "hcloud:index/sshKey:SshKey"
+_PRIMARY_IP = "hcloud:index/primaryIp:PrimaryIp"
+_RECORD = "hcloud:index/zoneRrset:ZoneRrset"
+_Named = BoundServer | BoundFirewall | BoundSSHKey | BoundPrimaryIP
 
 
 def server_urn(stack: str) -> str:
@@ -88,6 +98,79 @@ def switch_on(server: BoundServer, progress: Progress) -> None:
             server.power_on().wait_until_finished()
     except (hcloud.APIException, ActionException, requests.RequestException) as error:
         raise explained(error) from error
+
+
+def remove_leftovers(
+    api: hcloud.Client,
+    stack: str,
+    deployment: Mapping[str, Any],
+    since: dt.datetime | None,
+    progress: Progress,
+) -> None:
+    """Remove what an update of ``stack`` that was killed or failed has made, and its state has no id of.
+
+    The next update makes it anew. Pulumi had noted that it was about to create
+    it, or it was made ``since`` the update began that did not end well (``None``:
+    the last one did). It has the stack's label, and nothing else uses it: a
+    server has to be at the state's own addresses. Raises ``PrerequisiteError`` if
+    the API does not do it.
+    """
+    begun = {
+        (operation["resource"]["type"], str((operation["resource"].get("inputs") or {}).get("name")))
+        for operation in deployment.get("pending_operations") or []
+        if operation["type"] == "creating"
+    }
+    if not begun and since is None:
+        return
+    known = {(str(r.get("type")), str(r.get("id"))) for r in deployment.get("resources") or []}
+
+    def is_left(type_: str, found: _Named) -> bool:
+        # The API gives whole seconds.
+        lately = since and found.created and found.created >= since.replace(microsecond=0)
+        begun_or_made = bool(lately) or (type_, found.name) in begun
+        return (type_, str(found.id)) not in known and begun_or_made and not _is_in_use(found, known)
+
+    try:
+        labelled = f"{STACK_LABEL}={server_name(stack)}"
+        # What the others are in use by goes first.
+        for type_, kind in (
+            (SERVER, api.servers),
+            (_FIREWALL, api.firewalls),
+            (_SSH_KEY, api.ssh_keys),
+            (_PRIMARY_IP, api.primary_ips),
+        ):
+            for found in kind.get_all(label_selector=labelled):
+                if is_left(type_, found):
+                    what = type_.rpartition(":")[2]
+                    with progress.step(f"Removing the {what} {found.name}, which a failed update left"):
+                        _delete(found)
+        for zone in api.zones.get_all():
+            for record in zone.get_rrset_all(label_selector=labelled):
+                if (_RECORD, record.id) not in known:
+                    zone.delete_rrset(record).action.wait_until_finished()
+    except (hcloud.APIException, ActionException, requests.RequestException) as error:
+        raise explained(error) from error
+
+
+def _is_in_use(found: _Named, known: Collection[tuple[str, str]]) -> bool:
+    if isinstance(found, BoundServer):
+        network = found.public_net
+        addresses = (network.primary_ipv4, network.primary_ipv6) if network is not None else ()
+        return not any((_PRIMARY_IP, str(each.id)) in known for each in addresses if each is not None)
+    if isinstance(found, BoundFirewall):
+        return bool(found.applied_to)
+    return isinstance(found, BoundPrimaryIP) and found.assignee_id is not None
+
+
+def _delete(found: _Named) -> None:
+    if isinstance(found, BoundServer):
+        # It is locked while it is being made, and may well fail at that.
+        for action in found.get_actions(status=["running"]):
+            with contextlib.suppress(ActionFailedException):
+                action.wait_until_finished()
+    done = found.delete()
+    if isinstance(done, BoundAction):
+        done.wait_until_finished()
 
 
 def check_can_be_deleted(deployment: Mapping[str, Any], where: str) -> None:
@@ -158,10 +241,10 @@ def _names(api: hcloud.Client, stack: str, deployment: Mapping[str, Any]) -> Ite
     known = {(r.get("type"), str(r.get("id"))) for r in deployment.get("resources") or []}
     asked: list[tuple[str, str, Any, str]] = [
         (SERVER, "server", api.servers, name),
-        ("hcloud:index/firewall:Firewall", "firewall", api.firewalls, name),
-        ("hcloud:index/sshKey:SshKey", "SSH key", api.ssh_keys, name),
-        ("hcloud:index/primaryIp:PrimaryIp", "primary IP", api.primary_ips, f"{name}-ipv4"),
-        ("hcloud:index/primaryIp:PrimaryIp", "primary IP", api.primary_ips, f"{name}-ipv6"),
+        (_FIREWALL, "firewall", api.firewalls, name),
+        (_SSH_KEY, "SSH key", api.ssh_keys, name),
+        (_PRIMARY_IP, "primary IP", api.primary_ips, f"{name}-ipv4"),
+        (_PRIMARY_IP, "primary IP", api.primary_ips, f"{name}-ipv6"),
     ]
     for type_, what, kind, wanted in asked:
         other = kind.get_by_name(wanted)

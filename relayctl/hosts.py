@@ -125,16 +125,19 @@ class Server:
     def prepare(self, opened: RelayStack, where: str, *, going_up: bool) -> Settings:
         """Make the SSH keys that are missing and keep them as secrets; ask Hetzner whether all can be had.
 
-        A server that was deleted behind Pulumi's back is taken out of the state, with
-        all that was on it, so that the update makes it anew. Raises
+        What an update that was killed or failed made there, unbeknown to the state, is
+        removed. A server that was deleted behind Pulumi's back is taken out of the
+        state, with all that was on it, so that the update makes it anew. Raises
         ``PrerequisiteError`` with what stands in the way.
         """
         self._make_keys(opened)
         self._settings = opened.settings(where)
-        if self._settings.host.kind == "hetzner":
+        if isinstance(self._settings.host, HetznerHost):
             token = os.environ.get("HCLOUD_TOKEN") or opened.config_values().get("hcloud:token")
             api = hetzner.client(token)
             deployment = opened.deployment()
+            since = opened.unfinished_since()
+            hetzner.remove_leftovers(api, opened.name, deployment, since, self._progress)
             server = hetzner.server_of(deployment)
             found = hetzner.find(api, server) if server is not None else None
             if found is not None and going_up:

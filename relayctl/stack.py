@@ -283,6 +283,13 @@ class RelayStack:
         """
         return self._unfinished.exists() or bool(self.deployment().get("pending_operations"))
 
+    def unfinished_since(self) -> dt.datetime | None:
+        """Return when the last update from here began, if it was cut short or failed, else ``None``."""
+        try:
+            return dt.datetime.fromtimestamp(self._unfinished.stat().st_mtime, dt.UTC)
+        except FileNotFoundError:
+            return None
+
     @contextlib.contextmanager
     def changes_noted(self) -> Iterator[None]:
         """Note on disk that an update is under way, until the block ends without an error."""
