@@ -17,20 +17,22 @@ from ssh.readiness import HostNotReadyError, wait_until_ready
 def connection_to(stack: str, settings: Settings, address: str) -> Connection:
     """Return the connection to the host of ``stack`` at ``address``; write the files that it needs.
 
-    The stack's own key is used unless ``host.deployKey`` names another. The
-    settings are those that the program reads: with the secrets.
+    A server that exists is logged in to with the key that ``host.deployKey`` names,
+    if it names one. One that the stack made knows the stack's own key, and another
+    one only if that was named before it was made. The settings are those that the
+    program reads: with the secrets.
     """
     host = settings.host
     assert isinstance(host, SshHost | HetznerHost)  # noqa: S101 - the other kind needs no connection
     made = settings.ssh_deploy_key
+    own = None if made is None else made.get_secret_value()
     if isinstance(host, SshHost):
-        connection, host_key = Connection(stack, host.user, address, host.port), host.host_key
+        connection = Connection(stack, host.user, address, host.port)
+        connection.write(host.host_key, None if host.deploy_key else own, host.deploy_key)
     else:
         assert settings.ssh_host_key is not None  # noqa: S101 - the reader refuses a stack without
         connection = Connection(stack, "root", address)
-        host_key = public_key(settings.ssh_host_key.get_secret_value())
-    own = made.get_secret_value() if made is not None and host.deploy_key is None else None
-    connection.write(host_key, own, host.deploy_key)
+        connection.write(public_key(settings.ssh_host_key.get_secret_value()), own, None)
     return connection
 
 
