@@ -53,7 +53,7 @@ class CaddyProxy(pulumi.ComponentResource):
         ]
         self.container = docker.Container(
             name,
-            **common_arguments(caddy, network, probe),
+            **common_arguments(caddy, host, network, probe),
             image=image.image_id,
             envs=environment(caddy, {}) or None,
             # Docker stores the name with CAP_, and a refresh reads it back so.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pulumi
 import pulumi_docker as docker
 
-from components.host import Host, on_host
+from components.host import Host, lives_on, on_host
 from components.network import RelayNetwork
 from images import built_image
 from settings import Caddy, Derper, Volumes
@@ -29,8 +29,16 @@ def container_image(
     It stays on the host when it is replaced or destroyed, so that going back
     needs no registry.
     """
+    # An image's name can change in place; a trigger cannot (`lives_on`).
+    triggers = None if host.server is None else {"server": host.server.id}
     if not settings.builds:
-        return docker.RemoteImage(program, name=settings.image, keep_locally=True, opts=on_host(host, parent))
+        return docker.RemoteImage(
+            program,
+            name=settings.image,
+            keep_locally=True,
+            triggers=triggers,
+            opts=on_host(host, parent),
+        )
     image = built_image(program, host.goarch, settings.build_version)
     if not image.context.is_dir():
         pulumi.log.warn(
@@ -43,6 +51,7 @@ def container_image(
         name=image.name,
         build=docker.RemoteImageBuildArgs(context=str(image.context), use_legacy_builder=True),
         keep_locally=True,
+        triggers=triggers,
         # The name changes with the content; the folder's path is each machine's own.
         opts=on_host(host, parent, ignore_changes=["build"]),
     )
@@ -56,7 +65,7 @@ def data_volume(name: str, settings: Volumes, host: Host, parent: pulumi.Resourc
     """
     return docker.Volume(
         name,
-        name=settings.names(pulumi.get_stack())[name],
+        name=lives_on(host, settings.names(pulumi.get_stack())[name]),
         opts=on_host(host, parent, protect=settings.protect),
     )
 
@@ -97,7 +106,7 @@ def published(
 
 
 def common_arguments(
-    settings: Derper | Caddy, network: RelayNetwork, healthcheck: list[str]
+    settings: Derper | Caddy, host: Host, network: RelayNetwork, healthcheck: list[str]
 ) -> dict[str, Any]:
     """Return the arguments that both containers have, each in one place.
 
@@ -105,7 +114,7 @@ def common_arguments(
     ``CMD``; the settings may name another, or none.
     """
     arguments: dict[str, Any] = {
-        "name": settings.container_name,
+        "name": lives_on(host, settings.container_name),
         "restart": "unless-stopped",
         "networks_advanced": [docker.ContainerNetworksAdvancedArgs(name=network.name)],
         # By it, what an interrupted update left is told from what somebody else made.

@@ -51,6 +51,7 @@ class DerperRelay(pulumi.ComponentResource):
             name,
             **common_arguments(
                 derper,
+                host,
                 network,
                 ["/usr/local/bin/healthcheck", "http://127.0.0.1/derp/probe"] if derper.builds else [],
             ),

@@ -19,7 +19,7 @@ class Host(Protocol):
     @property
     def provider(self) -> docker.Provider: ...  # noqa: D102
     @property
-    def server(self) -> pulumi.Resource | None: ...  # noqa: D102
+    def server(self) -> pulumi.CustomResource | None: ...  # noqa: D102
     @property
     def ipv4(self) -> pulumi.Input[str | None]: ...  # noqa: D102
     @property
@@ -31,8 +31,20 @@ class Host(Protocol):
 def on_host(host: Host, parent: pulumi.Resource, **options: Any) -> pulumi.ResourceOptions:
     """Return the options of a Docker resource on ``host``, with further ``options`` of its own.
 
-    A provider whose address changes does not replace what it made: without
-    ``deleted_with`` a rebuilt server would stay empty while its containers
-    count as unchanged (pulumi-docker issue 125).
+    What is on a server that goes is gone with it, and is not asked for once more. That a server which is
+    replaced has all of it replaced is up to `lives_on`.
     """
     return pulumi.ResourceOptions(parent=parent, provider=host.provider, deleted_with=host.server, **options)
+
+
+def lives_on(host: Host, name: str) -> pulumi.Input[str]:
+    """Return the ``name`` of a Docker resource on ``host``, known once its server is.
+
+    A provider whose address changes does not replace what it made, and neither
+    does ``deleted_with``: a server that is replaced would stay empty while its
+    containers count as unchanged, and volumes that are protected would go with
+    the old one (pulumi-docker issue 125). Pulumi replaces what has an argument of
+    the server's that cannot change in place, and a name is one: before anything
+    is removed, and unless one of them is protected.
+    """
+    return name if host.server is None else host.server.id.apply(lambda _: name)

@@ -14,7 +14,7 @@ class LocalHost(pulumi.ComponentResource):
     """The machine that Pulumi runs on, with the Docker Engine that it has."""
 
     provider: docker.Provider
-    server: pulumi.Resource | None = None
+    server: pulumi.CustomResource | None = None
     ipv4: str | None
     ipv6: str | None
     goarch: str

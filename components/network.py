@@ -5,7 +5,7 @@ from __future__ import annotations
 import pulumi
 import pulumi_docker as docker
 
-from components.host import Host, on_host
+from components.host import Host, lives_on, on_host
 from settings import Settings
 
 
@@ -32,7 +32,7 @@ class RelayNetwork(pulumi.ComponentResource):
             subnet = wanted.subnet(pulumi.get_stack())
             network = docker.Network(
                 name,
-                name=wanted.name,
+                name=lives_on(host, wanted.name),
                 ipv6=wanted.ipv6,
                 ipam_configs=[docker.NetworkIpamConfigArgs(subnet=subnet)] if wanted.ipv6 else None,
                 labels=[docker.NetworkLabelArgs(label="derp-relays.stack", value=pulumi.get_stack())],

@@ -14,7 +14,7 @@ class SshHost(pulumi.ComponentResource):
     """A server that exists, by the Docker Engine that it has."""
 
     provider: docker.Provider
-    server: pulumi.Resource | None = None
+    server: pulumi.CustomResource | None = None
     ipv4: str | None
     ipv6: str | None
     goarch: str

@@ -226,6 +226,20 @@ def test_every_docker_resource_lives_and_dies_with_the_server() -> None:
         assert resource.request.deletedWith == wanted, resource.name
 
 
+@pytest.mark.parametrize(
+    ("type_", "argument"),
+    [("Container", "name"), ("Volume", "name"), ("Network", "name"), ("RemoteImage", "triggers")],
+)
+def test_a_server_that_is_replaced_replaces_what_is_on_it(type_: str, argument: str) -> None:
+    """Pulumi finds what to replace by the arguments that may change with the server's replacement."""
+    found = declared()
+    wanted = urn(found.one("hcloud:index/server:Server", "host"))
+    on_it = [resource for resource in found.resources if resource.type.endswith(f":{type_}")]
+    assert on_it
+    for resource in on_it:
+        assert wanted in resource.request.propertyDependencies[argument].urns, resource.name
+
+
 def test_certificates_and_keys_are_protected_on_a_server_too() -> None:
     assert all(volume.request.protect for volume in declared().of(":Volume"))
 
@@ -237,6 +251,16 @@ def test_the_docker_provider_goes_to_the_server_by_ssh(own_ssh_files: Path) -> N
     folder = own_ssh_files / ".relayctl" / "ssh" / "test"
     assert (folder / "known_hosts").read_text().strip() == f"derp-relays-test {public_key(HOST_KEY)}"
     assert (folder / "deploy_key").read_text().strip() == DEPLOY_KEY.strip()
+
+
+def test_a_server_that_is_there_is_logged_in_to_with_the_key_it_knows(own_ssh_files: Path) -> None:
+    """A key of one's own that is named later is in no user data that the server has read."""
+    (own_ssh_files / "key").write_text("never read")
+    (own_ssh_files / "key.pub").write_text(public_key(new_private_key("mine")))
+    declared(deployKey=str(own_ssh_files / "key"))
+    folder = own_ssh_files / ".relayctl" / "ssh" / "test"
+    assert (folder / "deploy_key").read_text().strip() == DEPLOY_KEY.strip()
+    assert str(own_ssh_files / "key") not in (folder / "config").read_text()
 
 
 def test_every_resource_of_hetzner_has_the_explicit_provider() -> None:
