@@ -98,7 +98,7 @@ class Checkout:
         """Yield Pulumi's own command line with the Docker provider that can be had."""
         progress = Progress()
         plugins = [provider_plugins.find(name, self.cli, progress) for name in ("docker", "hcloud")]
-        with provider_plugins.attached(plugins, progress) as attached:
+        with provider_plugins.attached(plugins, progress, self.folder) as attached:
             yield Pulumi(self, {**self.environment, **self.cli.environment, **attached})
 
 

@@ -89,14 +89,17 @@ def pulumi_home() -> Path:
 
 
 @contextlib.contextmanager
-def attached(plugins: Sequence[ProviderPlugin], progress: Progress) -> Iterator[dict[str, str]]:
+def attached(
+    plugins: Sequence[ProviderPlugin], progress: Progress, project: Path = ROOT
+) -> Iterator[dict[str, str]]:
     """Yield what must be in the environment of Pulumi for the length of the block.
 
     Pulumi is kept from looking for plugins itself: at every call it would ask its
     site for those of all installed SDKs, which takes seconds where that is out of
     reach. For a plugin that is not installed this project's stand-in is started,
     announced, named in ``PULUMI_DEBUG_PROVIDERS``, and ended with the block; it
-    also ends by itself if this process is killed.
+    also ends by itself if this process is killed. It runs in the folder of the
+    ``project``, as plugins that Pulumi starts do: ssh's options have paths in it.
 
     Raises ``PrerequisiteError`` if there is no stand-in of that name or it does
     not start.
@@ -106,7 +109,7 @@ def attached(plugins: Sequence[ProviderPlugin], progress: Progress) -> Iterator[
         for plugin in plugins:
             if plugin.installed:
                 continue
-            port = running.enter_context(_stand_in(plugin, progress))
+            port = running.enter_context(_stand_in(plugin, progress, project))
             named = [item for item in named if not item.startswith(f"{plugin.name}:")]
             named.append(f"{plugin.name}:{port}")
         environment = {"PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true"}
@@ -114,7 +117,7 @@ def attached(plugins: Sequence[ProviderPlugin], progress: Progress) -> Iterator[
 
 
 @contextlib.contextmanager
-def _stand_in(plugin: ProviderPlugin, progress: Progress) -> Iterator[int]:
+def _stand_in(plugin: ProviderPlugin, progress: Progress, project: Path) -> Iterator[int]:
     module = f"sandbox.{plugin.name}_provider"
     if not (ROOT / module.replace(".", "/")).is_dir():
         raise PrerequisiteError(
@@ -127,16 +130,16 @@ def _stand_in(plugin: ProviderPlugin, progress: Progress) -> Iterator[int]:
         f" ({plugin.reason}). This project's own stand-in for it is used instead; it is meant for trying"
         " things, not for servers that others rely on."
     )
-    with _running(module, progress) as port:
+    with _running(module, progress, project) as port:
         yield port
 
 
 @contextlib.contextmanager
-def _running(module: str, progress: Progress) -> Iterator[int]:
+def _running(module: str, progress: Progress, project: Path) -> Iterator[int]:
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", module],
-            cwd=ROOT,
+            cwd=project,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -244,7 +244,7 @@ def test_plugin_without_a_stand_in_is_an_error() -> None:
     ("module", "says"), [("this", "told no port"), ("no_such_module", "No module named")]
 )
 def test_stand_in_that_tells_no_port(module: str, says: str) -> None:
-    with pytest.raises(CommandFailedError) as caught, provider_plugins._running(module, QUIET):
+    with pytest.raises(CommandFailedError) as caught, provider_plugins._running(module, QUIET, ROOT):
         pass
     assert says in caught.value.what
 
