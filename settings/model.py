@@ -636,8 +636,8 @@ class Settings(Group):
             except ValueError as error:
                 reject(
                     f"is no private key in OpenSSH's format ({error})",
-                    "Delete the line: `make setup` makes a new one, which a server gets when it is rebuilt"
-                    " (docs/servers.md).",
+                    "Take the line back from where the stack's file is kept; for a stack that has no server yet,"
+                    " delete it, and `make setup` makes a new one.",
                 )
         return value
 
