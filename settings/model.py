@@ -636,8 +636,8 @@ class Settings(Group):
             except ValueError as error:
                 reject(
                     f"is no private key in OpenSSH's format ({error})",
-                    "Take the line back from where the stack's file is kept; for a stack that has no server yet,"
-                    " delete it, and `make setup` makes a new one.",
+                    "Take the line back from where the stack's file is kept. For a stack that has no server"
+                    " yet, delete it: `make setup` makes a new one.",
                 )
         return value
 
