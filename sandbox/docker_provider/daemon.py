@@ -107,23 +107,31 @@ def _is_loopback(hostname: str | None) -> bool:
 class Daemon:
     """A connection to one daemon, safe to use from several threads at once."""
 
-    def __init__(self, host: str, ssh_options: Sequence[str] = ()) -> None:
+    def __init__(self, host: str, ssh_options: Sequence[str] = (), *, checked: bool = True) -> None:
         """
-        Take the address, and ssh's options for one behind SSH.
+        Take the address, ssh's options for one behind SSH, and whether `check` does anything.
 
         The connection is made when it is needed, so that a server that is gone fails what needs it only.
         """
         self.host = host
         self.cancelled = threading.Event()
         self._ssh_options = ssh_options
+        self._checked = checked
         self._local = threading.local()
         self._lock = threading.Lock()
         self._held = ExitStack()
         self._socket: DockerSocket | None = None
 
-    def cancel(self) -> None:
-        """End what waits in `wait_until`, now and later."""
-        self.cancelled.set()
+    def check(self) -> None:
+        """
+        Raise `OperationError` if a daemon on this machine does not answer.
+
+        One behind SSH is asked by the first resource only, as with the real plugin
+        (``configureDockerClient`` in pulumi-docker, provider/image.go).
+        """
+        if self._checked and not self.is_remote:
+            with self.explained("Unable to reach the Docker daemon"):
+                self.api.ping()
 
     def close(self) -> None:
         """End the ssh processes; calls under way fail."""
@@ -154,11 +162,6 @@ class Daemon:
                 command = ssh_command(self.host, self._ssh_options)
                 self._socket = self._held.enter_context(docker_socket(command))
             return self._socket.address
-
-    def ping(self) -> None:
-        """Raise `OperationError` if the daemon does not answer."""
-        with self.explained("Unable to reach the Docker daemon"):
-            self.api.ping()
 
     def wait_until(self, done: Callable[[], bool], seconds: float, doing: str) -> None:
         """

@@ -16,16 +16,12 @@ from .schema import provider_arguments, resource_schemas
 
 
 def _connect(arguments: Mapping[str, Any]) -> Daemon:
-    """
-    Choose the daemon and see whether one on this machine answers.
-
-    One behind SSH is asked by the first resource only, as with the real plugin
-    (``configureDockerClient`` in pulumi-docker, provider/image.go).
-    """
-    daemon = Daemon(resolve_host(arguments.get("host")), arguments.get("sshOpts") or [])
-    if not daemon.is_remote and not arguments.get("disableDockerDaemonCheck"):
-        daemon.ping()
-    return daemon
+    """Choose the daemon. Raises `RefusedError` for addresses that are not served."""
+    return Daemon(
+        resolve_host(arguments.get("host")),
+        arguments.get("sshOpts") or [],
+        checked=not arguments.get("disableDockerDaemonCheck"),
+    )
 
 
 def _resource_types() -> Mapping[str, ResourceType]:

@@ -114,9 +114,8 @@ class Api:
         self._doubling = doubling
         self._local = threading.local()
 
-    def cancel(self) -> None:
-        """End what waits, now and later; actions that the API has begun go on."""
-        self.cancelled.set()
+    def check(self) -> None:
+        """Ask nothing: like the real plugin this waits for the first resource."""
 
     def close(self) -> None:
         """Let go of nothing: each thread's client ends with it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,8 +14,11 @@ from .schema import Property, ResourceSchema
 class Connection(Protocol):
     """A way to the other side, as one provider resource configures it; used by several threads at once."""
 
-    def cancel(self) -> None:
-        """End the waiting of calls that are under way."""
+    cancelled: threading.Event
+    """Set once the engine has asked to stop: what waits ends, now and later."""
+
+    def check(self) -> None:
+        """Raise `errors.OperationError` if the other side is to answer at once and does not."""
 
     def close(self) -> None:
         """Let go of what the connection holds."""
@@ -66,8 +70,8 @@ class Package:
     """Validators of arguments of the provider resource."""
     connect: Callable[[Mapping[str, Any]], Connection]
     """
-    Takes the checked arguments of the provider resource. Raises `errors.RefusedError` for what is not
-    served and `errors.OperationError` where the other side does not answer.
+    Takes the checked arguments of the provider resource; asks nothing yet. Raises `errors.RefusedError`
+    for what is not served.
     """
     serves: str
     """What it is for and what it refuses, in a few words, for the announcement."""

@@ -91,7 +91,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         with self._lock:
             configured, self._configured = self._configured, {}
         for each in configured.values():
-            each.connection.cancel()
+            each.connection.cancelled.set()
             each.connection.close()
 
     # -- life of the plugin
@@ -127,7 +127,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         with self._lock:
             configured = self._configured.get(context.peer())
         if configured is not None:
-            configured.connection.cancel()
+            configured.connection.cancelled.set()
         return empty_pb2.Empty()
 
     def Invoke(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
@@ -182,12 +182,18 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         failures = check_provider(arguments, self._package, resource_name="provider")
         if failures:
             raise RefusedError(" ".join(each.reason for each in failures))
-        connection = self._package.connect(arguments)
         with self._lock:
-            replaced = self._configured.get(context.peer())
-            self._configured[context.peer()] = _Configured(arguments, connection)
-        if replaced is not None:
-            replaced.connection.close()
+            # a run configures the same several times; nobody tells when a connection is not used any more
+            configured = next(
+                (
+                    each
+                    for each in self._configured.values()
+                    if each.arguments == arguments and not each.connection.cancelled.is_set()
+                ),
+                None,
+            ) or _Configured(arguments, self._package.connect(arguments))
+            self._configured[context.peer()] = configured
+        configured.connection.check()
         self._announce()
         return provider_pb2.ConfigureResponse(
             acceptSecrets=False, supportsPreview=True, supports_autonaming_configuration=True

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
+import grpc
 import pytest
+from google.protobuf import empty_pb2
+from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
 
 from sandbox.hcloud_api import ServedApi, serve
 from sandbox.hcloud_provider import firewall, rdns, server
@@ -22,8 +27,9 @@ from sandbox.provider.behaviour import path_exists
 from sandbox.provider.check import check, check_provider
 from sandbox.provider.diff import Difference, diff
 from sandbox.provider.errors import CancelledError, OperationError, RefusedError
+from sandbox.provider.server import Serving
 from sandbox.provider.state import created, planned, refreshed_inputs, updated
-from sandbox.provider.values import UNKNOWN
+from sandbox.provider.values import UNKNOWN, to_struct
 
 SERVER = "hcloud:index/server:Server"
 FIREWALL = "hcloud:index/firewall:Firewall"
@@ -593,7 +599,7 @@ def test_actions_are_waited_for(api: Api, served: ServedApi) -> None:
 def test_waiting_ends_when_it_is_cancelled(api: Api, served: ServedApi) -> None:
     fault(served, {"action": "create_server", "seconds": 30})
     answer = api.request("POST", "/servers", {**ORDER, "name": "b"})
-    threading.Timer(0.2, api.cancel).start()
+    threading.Timer(0.2, api.cancelled.set).start()
     began = time.monotonic()
     with pytest.raises(CancelledError, match=r"create_server \(\d+\)"):
         api.settle(answer["action"])
@@ -621,3 +627,82 @@ def test_what_passes_is_tried_again_and_nothing_else(api: Api) -> None:
     with pytest.raises(OperationError, match="again"):
         api.persist(failing(attempts), 5, lambda _: False)
     assert len(attempts) == 1
+
+
+# -- the service
+
+
+def urn(token: str) -> str:
+    return f"urn:pulumi:s::p::{token}::r"
+
+
+@contextmanager
+def caller(serving: Serving) -> Iterator[Any]:
+    """Call the service through a connection of its own, as the engine does for each provider resource."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(f"127.0.0.1:{serving.port}", options=options) as channel:
+        yield provider_pb2_grpc.ResourceProviderStub(channel)
+
+
+def configure(stub: Any, api: ServedApi) -> None:
+    stub.Configure(
+        provider_pb2.ConfigureRequest(args=to_struct({"endpoint": api.endpoint, "token": api.token}))
+    )
+
+
+def make_group(stub: Any, name: str) -> None:
+    properties = to_struct({"name": name, "type": "spread"})
+    stub.Create(provider_pb2.CreateRequest(urn=urn(GROUP), properties=properties))
+
+
+def groups(api: ServedApi) -> list[str]:
+    found = Api(api.endpoint, api.token, 0.01).request("GET", "/placement_groups")["placement_groups"]
+    return sorted(each["name"] for each in found)
+
+
+def test_provider_resources_are_told_apart_by_their_connections() -> None:
+    serving = Serving(PACKAGE)
+    try:
+        with serve() as one, serve() as other, caller(serving) as first, caller(serving) as second:
+            with pytest.raises(grpc.RpcError, match="was not configured"):
+                make_group(first, "a")
+            configure(first, one)
+            with caller(serving) as back:
+                # gRPC makes a new connection after half an hour without calls
+                make_group(back, "a")
+            configure(second, other)
+            make_group(first, "b")
+            make_group(second, "c")
+            assert (groups(one), groups(other)) == (["a", "b"], ["c"])
+            with caller(serving) as lost, pytest.raises(grpc.RpcError, match="cannot tell any more"):
+                make_group(lost, "d")
+            # the same provider resource moves
+            configure(first, other)
+            make_group(first, "e")
+            assert groups(other) == ["c", "e"]
+            # to stop is meant for one, or for those that share its connection; the next run begins anew
+            first.Cancel(empty_pb2.Empty())
+            configure(first, one)
+            make_group(first, "f")
+            assert groups(one) == ["a", "b", "f"]
+    finally:
+        serving.stop(1)
+
+
+def test_what_is_not_carried_is_refused_by_name() -> None:
+    serving = Serving(PACKAGE)
+    try:
+        with caller(serving) as stub:
+            request = provider_pb2.CheckRequest(urn=urn("hcloud:index/network:Network"))
+            with pytest.raises(grpc.RpcError, match="carries Firewall, PlacementGroup, PrimaryIp, Rdns"):
+                stub.Check(request)
+            with pytest.raises(
+                grpc.RpcError, match="has no functions such as hcloud:index/getImage:getImage"
+            ):
+                stub.Invoke(provider_pb2.InvokeRequest(tok="hcloud:index/getImage:getImage"))
+            assert stub.GetPluginInfo(empty_pb2.Empty()).version == "1.43.3"
+            schema = json.loads(stub.GetSchema(provider_pb2.GetSchemaRequest()).schema)
+            assert schema["name"] == "hcloud"
+            assert set(schema["resources"]) == set(FULL)
+    finally:
+        serving.stop(1)
