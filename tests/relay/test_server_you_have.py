@@ -40,6 +40,7 @@ class ServerYouHave:
     ipv4: str
     ipv6: str
     host_key: str
+    owners_key: Path
     requests_before: int
 
     def settings(self, **host: Any) -> dict[str, Any]:
@@ -54,9 +55,13 @@ class ServerYouHave:
         }
         return {**values, "host": {**values["host"], **host}}
 
-    def relayctl(self, command: str, *arguments: str, **host: Any) -> tuple[int, str]:
-        """Run a command for the stack with these settings of the host; return its exit code and output."""
+    def up(self, **host: Any) -> tuple[int, str]:
+        """Run ``relayctl up`` with these settings of the host; return its exit code and output."""
         self.cloud.checkout.write_stack(self.settings(**host), STACK)
+        return self.relayctl("up")
+
+    def relayctl(self, command: str, *arguments: str) -> tuple[int, str]:
+        """Run a command with the settings that are there; return its exit code and output."""
         done = self.cloud.checkout.relayctl(command, STACK, *arguments)
         assert "Traceback" not in done.stdout + done.stderr
         return done.returncode, done.stdout + done.stderr
@@ -86,8 +91,12 @@ class ServerYouHave:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerYouHave]:
-    with cloud(tmp_path_factory.mktemp("server")) as made:
+    folder = tmp_path_factory.mktemp("server")
+    with cloud(folder) as made:
         host_key, owners_key = new_private_key("host"), new_private_key("owner")
+        (folder / "id_ed25519").touch(mode=0o600)
+        (folder / "id_ed25519").write_text(owners_key)
+        (folder / "id_ed25519.pub").write_text(f"{public_key(owners_key)} owner@laptop\n")
         ordered = made.client.servers.create(
             name="home",
             server_type=ServerType(name="cx23"),
@@ -109,6 +118,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerYouHave]:
             ipv4=server.public_net.ipv4.ip,
             ipv6=first_address(server.public_net.ipv6.ip),
             host_key=public_key(host_key),
+            owners_key=folder / "id_ed25519",
             requests_before=len(asked_of_the_api(made)),
         )
         yours.script("cloud-init status --wait")
@@ -125,7 +135,7 @@ def asked_of_the_api(made: Cloud) -> list[dict[str, Any]]:
 
 
 def test_the_first_run_makes_a_key_and_says_where_to_put_it(server: ServerYouHave) -> None:
-    code, said = server.relayctl("up")
+    code, said = server.up()
     assert code == 1, said
     assert f"~/.ssh/authorized_keys of {USER} on {server.ipv4}" in said
     assert re.search(rf"^ssh-ed25519 [A-Za-z0-9+/=]+ derp-relays-{STACK}$", said, re.MULTILINE), said
@@ -135,7 +145,7 @@ def test_the_first_run_makes_a_key_and_says_where_to_put_it(server: ServerYouHav
 
 
 def test_a_key_that_is_not_authorised_yet_is_told(server: ServerYouHave) -> None:
-    code, said = server.relayctl("up")
+    code, said = server.up()
     assert code == 1, said
     assert f"{USER}@{server.ipv4} port 22 does not let this key in" in said
     assert f"~{USER}/.ssh/authorized_keys" in said
@@ -149,7 +159,7 @@ def test_a_server_with_another_host_key_is_refused(server: ServerYouHave) -> Non
         USER,
         public_key(deploy_key),
     )
-    code, said = server.relayctl("up", hostKey=public_key(new_private_key("somebody else's")))
+    code, said = server.up(hostKey=public_key(new_private_key("somebody else's")))
     assert code == 1, said
     assert "shows another host key than the one that is pinned" in said
     assert "/etc/ssh/ssh_host_ed25519_key.pub" in said
@@ -193,7 +203,7 @@ def test_what_is_wrong_with_docker_is_told_with_what_mends_it(
     server: ServerYouHave, trouble: Trouble
 ) -> None:
     server.script(trouble.made_by)
-    code, said = server.relayctl("up")
+    code, said = server.up()
     server.script(trouble.mended_by)
     assert code == 1, said
     for words in trouble.said:
@@ -202,7 +212,7 @@ def test_what_is_wrong_with_docker_is_told_with_what_mends_it(
 
 
 def test_it_comes_up_and_nothing_of_the_server_is_made(server: ServerYouHave) -> None:
-    code, said = server.relayctl("up")
+    code, said = server.up()
     assert code == 0, said
     assert f"The relay is up: https://derp-{STACK}.example.com" in said
     assert len(server.containers()) == 2
@@ -223,8 +233,9 @@ def test_it_is_left_alone_when_nothing_has_changed(server: ServerYouHave) -> Non
 
 
 def test_another_way_to_the_same_server_leaves_its_containers_alone(server: ServerYouHave) -> None:
+    """Over IPv6, as another user, with a key that was there before."""
     before = server.containers()
-    code, said = server.relayctl("up", address=server.ipv6)
+    code, said = server.up(address=server.ipv6, user="root", deployKey=str(server.owners_key))
     assert code == 0, said
     assert server.containers() == before
 
