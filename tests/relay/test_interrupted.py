@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from relayctl import pulumi_process
 from tests.checkout import STACK, Checkout
 from tests.docker_host import DockerHost
+from tests.interruptions import (
+    Killer,
+    assert_no_complaint,
+    cut_short,
+    interrupt,
+    kill_all,
+    kill_it,
+    processes,
+    started,
+    terminate,
+    wait_for,
+)
 
 CADDY = "caddy-test"
 DERPER = "derper-test"
 NETWORK = "relay-test"
-
-Killer = Callable[[subprocess.Popen[bytes]], None]
 
 
 @dataclass
@@ -35,41 +38,6 @@ class Relay:
     host: DockerHost
     settings: dict[str, Any]
     keys: list[bytes] = field(default_factory=list)
-
-    def command(self, *arguments: str) -> list[str]:
-        return self.host.command([sys.executable, "-m", "relayctl", *arguments])
-
-    @contextlib.contextmanager
-    def started(self, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-        """Yield a run in a session of its own, and the file that it writes to."""
-        log = self.checkout.folder / "run.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                self.command(*arguments),
-                cwd=self.checkout.folder,
-                env={**os.environ, **self.checkout.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
-        try:
-            yield process, log
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-    def cut_short(self, killer: Killer, *arguments: str, at: str = "", after: float = 0) -> str:
-        """Start a run, end it ``after`` seconds from when it says ``at``, and return what it said."""
-        with self.started(*arguments) as (process, log):
-            wait_for(lambda: at in log.read_text() or process.poll() is not None, 120)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(after)
-            if process.poll() is None:
-                killer(process)
-            process.wait(90)
-            return log.read_text()
 
     def up(self) -> str:
         """Bring the stack up with nobody there to answer a question; it must end well."""
@@ -92,57 +60,11 @@ class Relay:
             assert done.returncode == 0, done.stdout + done.stderr
             assert "interrupted while" not in done.stdout + done.stderr
         assert not list(self.checkout.folder.glob("state/.pulumi/locks/**/*.json"))
-        assert self.processes() == []
+        assert processes(self.checkout, STACK) == []
 
     def key(self) -> bytes:
         volume = self.host.client().volumes.get("relay-test_derp_data")
         return Path(volume.attrs["Mountpoint"], "derper.key").read_bytes()
-
-    def processes(self) -> list[str]:
-        """Return what runs, of this checkout's runs."""
-        mark = f"{self.checkout.folder}:{STACK}:"
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                told = process.environ().get(pulumi_process.MARK, "")
-                if told.startswith(mark) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(" ".join(process.cmdline()))
-        return found
-
-
-def wait_for(condition: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def assert_no_complaint(said: str) -> None:
-    """Assert that only the kill ended a run; Pulumi, orphaned, may tell what that made of its calls."""
-    assert not [line for line in said.splitlines() if line.startswith(("error", "Traceback"))], said
-
-
-def kill_it(process: subprocess.Popen[bytes]) -> None:
-    """Do as the out-of-memory killer does."""
-    process.kill()
-
-
-def kill_all(process: subprocess.Popen[bytes]) -> None:
-    """Do as a power cut, as far as a test can: all at once, whatever their sessions."""
-    top = psutil.Process(process.pid)
-    every = [*top.children(recursive=True), top]
-    for one in every:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-
-
-def interrupt(process: subprocess.Popen[bytes]) -> None:
-    """Do as Ctrl-C on a terminal does, to the whole foreground group."""
-    os.killpg(process.pid, signal.SIGINT)
-
-
-def terminate(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +96,7 @@ def test_killed_at_every_stage_of_the_first_run(relay: Relay) -> None:
         (kill_all, "Container derper creating"),
         (kill_it, "Container caddy creating"),
     ):
-        said = relay.cut_short(killer, "up", STACK, at=at)
+        said = cut_short(relay.checkout, killer, "up", STACK, at=at)
         assert "The relay is up" not in said
         assert_no_complaint(said)
     relay.up()
@@ -198,7 +120,7 @@ def test_killed_again_and_again_while_both_containers_are_replaced(relay: Relay)
             }
         )
         killer = (kill_it, kill_all)[number % 2]
-        said = relay.cut_short(killer, "up", STACK, after=length * (number + 0.5) / moments)
+        said = cut_short(relay.checkout, killer, "up", STACK, after=length * (number + 0.5) / moments)
         assert_no_complaint(said)
         self_ended += "The relay is up" in said
     assert self_ended < moments / 2, f"the kills came too late: {time.monotonic() - begun:.0f} s"
@@ -218,23 +140,23 @@ def test_asked_to_end_while_waiting_for_health(relay: Relay, killer: Killer) -> 
         begun.append(time.monotonic())
         killer(process)
 
-    said = relay.cut_short(ask, "up", STACK, at="Container derper creating")
+    said = cut_short(relay.checkout, ask, "up", STACK, at="Container derper creating")
     assert time.monotonic() - begun[0] < 15
     assert "Traceback" not in said
     assert said.splitlines()[-1] == "Interrupted. What is done is kept: the same command goes on from there."
     assert not list(relay.checkout.folder.glob("state/.pulumi/locks/**/*.json"))
-    assert relay.processes() == []
+    assert processes(relay.checkout, STACK) == []
     relay.up()
     relay.assert_whole()
 
 
 def test_killed_while_taking_down_and_another_run_comes_while_it_lasts(relay: Relay) -> None:
-    relay.cut_short(kill_all, "down", STACK, at="Container caddy deleting")
-    said = relay.cut_short(kill_it, "down", STACK, at="Destroying")
+    cut_short(relay.checkout, kill_all, "down", STACK, at="Container caddy deleting")
+    said = cut_short(relay.checkout, kill_it, "down", STACK, at="Destroying")
     assert_no_complaint(said)
     relay.up()
     relay.assert_whole()
-    with relay.started("down", STACK) as (process, log):
+    with started(relay.checkout, "down", STACK) as (process, log):
         wait_for(lambda: "Container caddy deleting" in log.read_text(), 60)
         said = relay.up()
         assert "waiting for another run" in said
