@@ -18,12 +18,13 @@ from hcloud.locations import Location
 from hcloud.server_types import ServerType
 from hcloud.servers import ServerCreatePublicNetwork
 from hcloud.zones import ZoneRecord
+from pulumi.automation.events import DiagnosticEvent, EngineEvent
 from rich.console import Console
 
 from relayctl import hetzner
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
-from relayctl.stack import without
+from relayctl.stack import _Account, without
 from sandbox.hcloud_api import ServedApi, serve
 from sandbox.hcloud_api.catalogue import SERVER_TYPES
 from settings import Settings, settings_from
@@ -495,6 +496,37 @@ def test_an_api_that_does_not_remove_is_told(served: ServedApi, left: Left) -> N
     assert error.what == "Hetzner Cloud: come later (unavailable)"
     left.remove({}, BEFORE)
     assert not left.there() & EVERYTHING
+
+
+# -- what an update says
+
+BRIDGE = "  sdk-v2/provider2.go:571: sdk.helper_schema: {}: provider=hcloud@1.43.3"
+URN = "urn:pulumi:nbg::derp-relays::derp-relays:components:HetznerHost$hcloud:index/server:Server::host"
+REASON = "creation failed (server_error, 100000037)"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        # As pulumi-hcloud 1.43.3 gives them: for an order, a failed action, a change and a removal.
+        [BRIDGE.format(REASON), f"1 error occurred:\n\t* {REASON}\n\n"],
+        [
+            BRIDGE.format(REASON),
+            f"1 error occurred:\n\t* creating {URN}: 1 error occurred:\n\t* {REASON}\n\n\n\n",
+        ],
+        [BRIDGE.format(REASON), f"updating {URN}: 1 error occurred:\n\t* {REASON}\n\n"],
+        [f"deleting {URN}: 1 error occurred:\n\t* {REASON}\n\n", "update failed"],
+    ],
+)
+def test_a_provider_that_tells_an_error_twice_is_quoted_once(messages: list[str]) -> None:
+    account = _Account(Progress(Console(file=io.StringIO())))
+    for message in messages:
+        urn = "" if message == "update failed" else URN
+        said = DiagnosticEvent(
+            message=f"<{{%fg 1%}}>{message}<{{%reset%}}>\n", color="raw", severity="error", urn=urn
+        )
+        account.event(EngineEvent(sequence=1, timestamp=1, diagnostic_event=said))
+    assert account.told() == f"Server host: {REASON}"
 
 
 # -- a state without its server
