@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
 
@@ -98,7 +99,11 @@ class Checkout:
         """Yield Pulumi's own command line with the Docker provider that can be had."""
         progress = Progress()
         plugins = [provider_plugins.find(name, self.cli, progress) for name in ("docker", "hcloud")]
-        with provider_plugins.attached(plugins, progress, self.folder) as attached:
+        # Stand-ins are started with this process's own environment, and Pulumi's plugins with Pulumi's.
+        with (
+            mock.patch.dict(os.environ, self.environment),
+            provider_plugins.attached(plugins, progress, self.folder) as attached,
+        ):
             yield Pulumi(self, {**self.environment, **self.cli.environment, **attached})
 
 
