@@ -7,7 +7,7 @@ import getpass
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import docker
@@ -130,49 +130,60 @@ class Server:
         state, with all that was on it, so that the update makes it anew. Raises
         ``PrerequisiteError`` with what stands in the way.
         """
-        self._make_keys(opened)
-        self._settings = opened.settings(where)
-        if isinstance(self._settings.host, HetznerHost):
-            token = os.environ.get("HCLOUD_TOKEN") or opened.config_values().get("hcloud:token")
-            api = hetzner.client(token)
-            deployment = opened.deployment()
-            since = opened.unfinished_since()
-            hetzner.remove_leftovers(api, opened.name, deployment, since, self._progress)
-            server = hetzner.server_of(deployment)
-            found = hetzner.find(api, server) if server is not None else None
-            if found is not None and going_up:
-                hetzner.switch_on(found, self._progress)
-            if server is not None and found is None:
-                self._progress.warn(
-                    f"The server {server['outputs'].get('name', server['id'])} is gone: it was deleted"
-                    " elsewhere. What was on it goes out of the state."
+        config = opened.config_values()
+        missing = [key for key in self._keys() if not config.get(f"{PROJECT}:{key}")]
+        if not isinstance(self._host, HetznerHost):
+            self._make_keys(opened, missing)
+            self._settings = opened.settings(where)
+            return self._settings
+        api = hetzner.client(os.environ.get("HCLOUD_TOKEN") or config.get("hcloud:token"))
+        deployment = opened.deployment()
+        since = opened.unfinished_since()
+        hetzner.remove_leftovers(api, opened.name, deployment, since, self._progress)
+        server = hetzner.server_of(deployment)
+        found = hetzner.find(api, server) if server is not None else None
+        if found is not None and going_up:
+            if missing:
+                # Others would be made, which the server knows nothing of.
+                raise PrerequisiteError(
+                    f"{where} has lost {' and '.join(missing)}, by which the server {found.name} is reached",
+                    "bring the lines back from the file's history (git log -p) or a copy of it. If there is"
+                    " none, delete the server in the Hetzner Console, and with it the certificates and keys"
+                    " that are on it; then run this again",
                 )
-                opened.forget_with_all_on_it(str(server["urn"]))
-                deployment = opened.deployment()
-            if going_up:
-                hetzner.check(api, opened.name, self._settings, deployment, where)
+            hetzner.switch_on(found, self._progress)
+        if server is not None and found is None:
+            self._progress.warn(
+                f"The server {server['outputs'].get('name', server['id'])} is gone: it was deleted"
+                " elsewhere. What was on it goes out of the state."
+            )
+            opened.forget_with_all_on_it(str(server["urn"]))
+            deployment = opened.deployment()
+        self._make_keys(opened, missing)
+        self._settings = opened.settings(where)
+        if going_up:
+            hetzner.check(api, opened.name, self._settings, deployment, where)
         return self._settings
 
-    def _make_keys(self, opened: RelayStack) -> None:
-        config = opened.config_values()
-        uses_own = isinstance(self._host, SshHost) and self._host.deploy_key is not None
-        wanted = {
-            "sshHostKey": isinstance(self._host, HetznerHost),
-            "sshDeployKey": not uses_own,
-        }
-        for key, needed in wanted.items():
-            if needed and not config.get(f"{PROJECT}:{key}"):
-                comment = f"derp-relays {opened.name} {key} {getpass.getuser()}@{socket.gethostname()}"
-                made = new_private_key(comment)
-                opened.set_secret(f"{PROJECT}:{key}", made)
-                self._progress.say(f"Made {key}; it is kept as a secret in the stack's file.")
-                if isinstance(self._host, SshHost):
-                    raise PrerequisiteError(
-                        f"the server does not know the key that was just made for the stack {opened.name}",
-                        f"add this line to ~/.ssh/authorized_keys of {self._host.user} on"
-                        f" {self._host.address}, then run it again:\n"
-                        f"{public_key(made)} derp-relays-{opened.name}",
-                    )
+    def _keys(self) -> list[str]:
+        """Return the settings with the SSH keys that are made where they are missing."""
+        if isinstance(self._host, HetznerHost):
+            return ["sshHostKey", "sshDeployKey"]
+        return [] if self._host.deploy_key is not None else ["sshDeployKey"]
+
+    def _make_keys(self, opened: RelayStack, missing: Sequence[str]) -> None:
+        for key in missing:
+            comment = f"derp-relays {opened.name} {key} {getpass.getuser()}@{socket.gethostname()}"
+            made = new_private_key(comment)
+            opened.set_secret(f"{PROJECT}:{key}", made)
+            self._progress.say(f"Made {key}; it is kept as a secret in the stack's file.")
+            if isinstance(self._host, SshHost):
+                raise PrerequisiteError(
+                    f"the server does not know the key that was just made for the stack {opened.name}",
+                    f"add this line to ~/.ssh/authorized_keys of {self._host.user} on"
+                    f" {self._host.address}, then run it again:\n"
+                    f"{public_key(made)} derp-relays-{opened.name}",
+                )
 
     def connection(self, opened: RelayStack) -> Connection | None:
         """Return the connection to the server, with its files; ``None`` where there is no server yet."""

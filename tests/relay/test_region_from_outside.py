@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from components.hetzner_host import first_address
 from relayctl.prerequisites import provider_plugins
 from relayctl.prerequisites.progress import Progress
 from sandbox.machines.network import Outside
+from settings import PROJECT
 from settings.base import PROJECT_FOLDER
 from tests.region import Cloud, cloud
 from tests.relay.port_scan import LAST_PORT, Found, Ports
@@ -244,6 +246,22 @@ def test_a_firewall_rule_opens_a_port_and_closes_it_again(region: Region) -> Non
         assert (seen(region.friend), seen(region.stranger)) == (silent, silent)
     assert [server.id for server in region.cloud.client.servers.get_all()] == [region.server_id]
     assert region.containers() == before
+
+
+def test_keys_that_the_file_has_lost_are_not_made_anew(region: Region) -> None:
+    """The server knows no others; and what is told of that is how to have them back."""
+    path = region.cloud.checkout.folder / "stacks" / f"Pulumi.{STACK}.yaml"
+    whole = path.read_text()
+    file = yaml.safe_load(whole)
+    for key in ("sshHostKey", "sshDeployKey"):
+        del file["config"][f"{PROJECT}:{key}"]
+    path.write_text(yaml.safe_dump(file))
+    done = region.cloud.checkout.relayctl("up", STACK)
+    said, left = done.stdout + done.stderr, yaml.safe_load(path.read_text())
+    path.write_text(whole)
+    assert done.returncode == 1, said
+    assert f"has lost sshHostKey and sshDeployKey, by which the server derp-{STACK} is reached" in said
+    assert left == file
 
 
 def test_who_answers_with_another_host_key_is_not_talked_to(region: Region, tmp_path: Path) -> None:
