@@ -28,11 +28,11 @@ STACK = "test"
 class Checkout:
     """A copy of the working tree at ``folder``, with state of its own.
 
-    It is used on ``host``, with the engine there, or on this machine.
+    It is used on a host of the test's own, with the engine there, or on this machine.
     """
 
     folder: Path
-    host: DockerHost | None
+    used_on: DockerHost | None
     cli: pulumi_cli.PulumiCli
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -63,6 +63,12 @@ class Checkout:
             environment["DOCKER_HOST"] = host.address
         return cls(folder, host, pulumi_cli.bring(Progress()), environment)
 
+    @property
+    def host(self) -> DockerHost:
+        """The host of the test's own that it is used on."""
+        assert self.used_on is not None
+        return self.used_on
+
     def write_stack(self, values: Mapping[str, Any], name: str = STACK) -> None:
         """Write the stack's settings, by their keys without the project's name.
 
@@ -82,8 +88,8 @@ class Checkout:
     def relayctl(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run the command line where the checkout is used; the exit code is the caller's to judge."""
         command = [sys.executable, "-m", "relayctl", *arguments]
-        if self.host is not None:
-            return self.host.run(command, timeout=timeout, env=self.environment, cwd=self.folder)
+        if self.used_on is not None:
+            return self.used_on.run(command, timeout=timeout, env=self.environment, cwd=self.folder)
         return subprocess.run(
             command,
             capture_output=True,

@@ -26,7 +26,7 @@ def started(checkout: Checkout, *arguments: str) -> Iterator[tuple[subprocess.Po
     command = [sys.executable, "-m", "relayctl", *arguments]
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command if checkout.host is None else checkout.host.command(command),
+            command if checkout.used_on is None else checkout.used_on.command(command),
             cwd=checkout.folder,
             env={**os.environ, **checkout.environment},
             stdin=subprocess.DEVNULL,
