@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import docker
 import docker.errors
@@ -61,29 +61,15 @@ def ssh_command(host: str, options: Sequence[str]) -> list[str]:
     Raises `RefusedError` for an address that it would not take, and for one with the path of a socket.
     """
     parts = urlsplit(host)
-    try:
-        port = parts.port
-    except ValueError as error:
-        raise RefusedError(f"SSH host connection is not valid: {error}: {host!r}") from None
-    wrong = (
-        "plain-text password is not supported"
-        if parts.password is not None
-        else "hostname is empty"
-        if not parts.hostname
-        else "query parameters and fragments are not allowed"
-        if parts.query or parts.fragment
-        else "the stand-in takes no path of a socket"
-        if parts.path.strip("/")
-        else ""
-    )
-    if wrong or not parts.hostname:
+    wrong = _wrong_ssh_address(parts)
+    if wrong or parts.hostname is None:
         # not the address, which may hold a password
         raise RefusedError(f"SSH host connection is not valid: {wrong}")
     command = ["ssh"]
     if parts.username:
         command += ["-l", unquote(parts.username)]
-    if port is not None:
-        command += ["-p", str(port)]
+    if parts.port is not None:
+        command += ["-p", str(parts.port)]
     command += options
     if "ConnectTimeout" not in "".join(options):
         command += ["-o", "ConnectTimeout=30"]
@@ -91,6 +77,22 @@ def ssh_command(host: str, options: Sequence[str]) -> list[str]:
         command.append("-T")
     # urlsplit writes host names in small letters, which names and addresses do not mind
     return [*command, "--", parts.hostname]
+
+
+def _wrong_ssh_address(parts: SplitResult) -> str | None:
+    if parts.password is not None:
+        return "plain-text password is not supported"
+    if not parts.hostname:
+        return "hostname is empty"
+    if parts.query or parts.fragment:
+        return "query parameters and fragments are not allowed"
+    if parts.path.strip("/"):
+        return "the stand-in takes no path of a socket"
+    try:
+        parts.port  # noqa: B018 - it is read to see whether it is one
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _is_loopback(hostname: str | None) -> bool:
