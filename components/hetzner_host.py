@@ -31,6 +31,11 @@ def server_name(stack: str) -> str:
     return "derp-" + re.sub(r"[^a-z0-9-]+", "-", stack.lower()).strip("-")
 
 
+def address_name(stack: str, location: str, version: str) -> str:
+    """Return the name at Hetzner of the primary IP of ``version``, ipv4 or ipv6, in ``location``."""
+    return f"{server_name(stack)}-{location}-{version}"
+
+
 def first_address(network: str) -> str:
     """Return the address that a server has in its IPv6 ``network``, such as 2001:db8::1 in 2001:db8::/64."""
     return str(ipaddress.IPv6Network(network)[1])
@@ -92,15 +97,15 @@ class HetznerHost(pulumi.ComponentResource):
     def _address(self, version: str, host: HetznerHostSettings) -> hcloud.PrimaryIp:
         return hcloud.PrimaryIp(
             version,
-            name=f"{self._name}-{version}",
+            name=address_name(pulumi.get_stack(), host.location, version),
             type=version,
             location=host.location,
             # A server that is replaced leaves it to the next one.
             auto_delete=False,
             delete_protection=host.delete_protection,
             labels=self._labels,
-            # Its name is taken until it is gone.
-            opts=self._options(delete_before_replace=True, protect=host.delete_protection),
+            # In another location it is made before the old one goes, which the server holds till then.
+            opts=self._options(protect=host.delete_protection),
         )
 
     def _records(

@@ -17,7 +17,7 @@ from hcloud.server_types import BoundServerType
 from hcloud.servers import BoundServer
 from hcloud.ssh_keys import BoundSSHKey
 
-from components.hetzner_host import STACK_LABEL, server_name
+from components.hetzner_host import STACK_LABEL, address_name, server_name
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
 from settings import PROJECT, HetznerHost, Settings
@@ -232,10 +232,12 @@ def _problems(
             f"host.dnsZone: this project at Hetzner has no zone {host.dns_zone}",
             "Make it in the Hetzner Console and point the domain's name servers at it, or leave dnsZone out.",
         )
-    yield from _names(api, stack, deployment)
+    yield from _names(api, stack, host.location, deployment)
 
 
-def _names(api: hcloud.Client, stack: str, deployment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _names(
+    api: hcloud.Client, stack: str, location: str, deployment: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
     """Find what has a name already that the stack would give: a name is once in a project."""
     name = server_name(stack)
     known = {(r.get("type"), str(r.get("id"))) for r in deployment.get("resources") or []}
@@ -243,8 +245,10 @@ def _names(api: hcloud.Client, stack: str, deployment: Mapping[str, Any]) -> Ite
         (SERVER, "server", api.servers, name),
         (_FIREWALL, "firewall", api.firewalls, name),
         (_SSH_KEY, "SSH key", api.ssh_keys, name),
-        (_PRIMARY_IP, "primary IP", api.primary_ips, f"{name}-ipv4"),
-        (_PRIMARY_IP, "primary IP", api.primary_ips, f"{name}-ipv6"),
+        *(
+            (_PRIMARY_IP, "primary IP", api.primary_ips, address_name(stack, location, version))
+            for version in ("ipv4", "ipv6")
+        ),
     ]
     for type_, what, kind, wanted in asked:
         other = kind.get_by_name(wanted)

@@ -98,7 +98,7 @@ def refused(call: Callable[[], Any]) -> PrerequisiteError:
 
 def new_address(api: Any, version: str = "ipv4", **options: Any) -> Any:
     return api.primary_ips.create(
-        name=f"{NAME}-{version}", type=version, **{"location": NUREMBERG, "labels": OURS} | options
+        name=f"{NAME}-nbg1-{version}", type=version, **{"location": NUREMBERG, "labels": OURS} | options
     ).primary_ip
 
 

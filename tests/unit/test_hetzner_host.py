@@ -140,7 +140,7 @@ def test_addresses_outlive_the_server() -> None:
     for version in ("ipv4", "ipv6"):
         address = found.one(":PrimaryIp", version)
         assert address.inputs == {
-            "name": f"derp-test-{version}",
+            "name": f"derp-test-nbg1-{version}",
             "type": version,
             "location": "nbg1",
             "autoDelete": False,
@@ -148,7 +148,8 @@ def test_addresses_outlive_the_server() -> None:
             "labels": {"derp-relays.stack": "derp-test"},
         }
         assert address.request.protect
-        assert address.request.deleteBeforeReplace
+        # in another location there are two for a while, of two names
+        assert not address.request.deleteBeforeReplace
         assert not address.request.deletedWith
 
 
