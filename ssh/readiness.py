@@ -14,6 +14,7 @@ from typing import Any
 import tenacity
 
 from ssh.connection import Connection
+from ssh.keys import public_key
 
 # Seconds. A new server at Hetzner is done after five to ten minutes
 # (https://github.com/atvirokodosprendimai/wgmesh/pull/297).
@@ -194,9 +195,14 @@ def _ssh_failure(connection: Connection, stderr: str) -> HostNotReadyError | _No
             " the server replaced",
         )
     if "Permission denied" in stderr or "Too many authentication failures" in stderr:
+        authorized_keys = f"~{connection.user}/.ssh/authorized_keys"
+        made = connection.folder / "deploy_key"
         return HostNotReadyError(
             f"{server} does not let this key in. {own}",
-            f"see that the public key is in ~{connection.user}/.ssh/authorized_keys on the server, and that"
+            f"add this line to {authorized_keys} on the server:\n"
+            f"{public_key(made.read_text())} {connection.alias}"
+            if made.exists()
+            else f"see that the public key is in {authorized_keys} on the server, and that"
             " the stack names the private one (host.deployKey, or your ssh agent has it)",
         )
     if re.search(r"Bad configuration option|Can't open user config file|terminating, \d+ bad", stderr):

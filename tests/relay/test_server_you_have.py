@@ -134,31 +134,34 @@ def asked_of_the_api(made: Cloud) -> list[dict[str, Any]]:
     return list(answer.json()["requests"])
 
 
+def line_to_add(said: str) -> str:
+    """Return the line for ``authorized_keys`` that was told."""
+    found = re.search(rf"^ssh-ed25519 [A-Za-z0-9+/=]+ derp-relays-{STACK}$", said, re.MULTILINE)
+    assert found, said
+    return found[0]
+
+
 def test_the_first_run_makes_a_key_and_says_where_to_put_it(server: ServerYouHave) -> None:
     code, said = server.up()
     assert code == 1, said
     assert f"~/.ssh/authorized_keys of {USER} on {server.ipv4}" in said
-    assert re.search(rf"^ssh-ed25519 [A-Za-z0-9+/=]+ derp-relays-{STACK}$", said, re.MULTILINE), said
+    assert line_to_add(said)
     kept = yaml.safe_load(server.stack_file.read_text())["config"]
     assert set(kept[f"{PROJECT}:sshDeployKey"]) == {"secure"}
     assert f"{PROJECT}:sshHostKey" not in kept
 
 
-def test_a_key_that_is_not_authorised_yet_is_told(server: ServerYouHave) -> None:
+def test_a_key_that_is_not_authorised_yet_is_told_again(server: ServerYouHave) -> None:
     code, said = server.up()
     assert code == 1, said
     assert f"{USER}@{server.ipv4} port 22 does not let this key in" in said
     assert f"~{USER}/.ssh/authorized_keys" in said
+    add = 'cd "/home/$1"; umask 077; mkdir .ssh; echo "$2" >.ssh/authorized_keys; chown -R "$1:" .ssh'
+    server.script(add, USER, line_to_add(said))
 
 
 def test_a_server_with_another_host_key_is_refused(server: ServerYouHave) -> None:
-    """Although it would let the stack's key in, which it is not even shown."""
-    deploy_key = (server.cloud.checkout.folder / f".relayctl/ssh/{STACK}/deploy_key").read_text()
-    server.script(
-        'cd "/home/$1"; umask 077; mkdir .ssh; echo "$2" >.ssh/authorized_keys; chown -R "$1:" .ssh',
-        USER,
-        public_key(deploy_key),
-    )
+    """Although it would let the stack's key in."""
     code, said = server.up(hostKey=public_key(new_private_key("somebody else's")))
     assert code == 1, said
     assert "shows another host key than the one that is pinned" in said

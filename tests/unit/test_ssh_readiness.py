@@ -9,11 +9,13 @@ import json
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ssh.connection import Connection
+from ssh.keys import new_private_key, public_key
 from ssh.readiness import HostEngine, HostNotReadyError, wait_until_ready
 
 Answer = tuple[int, str, str]
@@ -207,6 +209,17 @@ def test_what_no_waiting_mends_fails_at_once(words: str, what: str, mend: str) -
     assert mend in error.mend
     # what mends it may only show to a new login
     assert played.asked == ["close", "cloud-init", "close"]
+
+
+def test_key_of_the_stacks_own_that_is_not_let_in_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssh.connection.PROJECT_FOLDER", tmp_path)
+    played = server(docker=ssh_says("root@203.0.113.7: Permission denied (publickey)."))
+    key = new_private_key("deploy")
+    played.write(public_key(new_private_key("host")), key, None)
+    error = failure(played, new=False)
+    assert f"authorized_keys on the server:\n{public_key(key)} derp-relays-eu" in error.mend
 
 
 @pytest.mark.parametrize(
