@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import ipaddress
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +21,7 @@ import yaml
 from components.hetzner_host import first_address
 from relayctl.prerequisites import provider_plugins
 from relayctl.prerequisites.progress import Progress
-from sandbox.machines.network import Outside
+from sandbox.machines.network import PLACES_OUTSIDE, Outside
 from settings import PROJECT
 from settings.base import PROJECT_FOLDER
 from tests.region import Cloud, cloud
@@ -78,6 +81,15 @@ class Region:
         """Bring it up again with other settings of the host; the exit code is the caller's to judge."""
         self.cloud.checkout.write_stack({**self.settings, "host": {**self.settings["host"], **host}}, STACK)
         return self.cloud.checkout.relayctl("up", STACK)
+
+    def asked(self, place: Outside, port: int) -> list[str]:
+        """Return what HTTP servers at both addresses say, else what curl's exit codes mean."""
+        said = []
+        for host in (self.ipv4, f"[{self.ipv6}]"):
+            done = place.run(["curl", "--silent", "--max-time", "3", f"http://{host}:{port}/"])
+            meaning = {7: "refused", 28: "silent"}.get(done.returncode, f"curl's {done.returncode}")
+            said.append(done.stdout or meaning)
+        return said
 
     def ssh(self, place: Outside, address: str) -> subprocess.CompletedProcess[str]:
         """Log in from a place outside with all that the stack's own connection has; its timeout is short."""
@@ -140,23 +152,37 @@ def scanned(place: Outside, addresses: Sequence[str], last_port: int = LAST_PORT
         return list(threads.map(one, addresses))
 
 
-def asked(place: Outside, address: str, port: int) -> str:
-    """Return what an HTTP server says, else what curl's exit code means."""
-    host = f"[{address}]" if ":" in address else address
-    done = place.run(["curl", "--silent", "--max-time", "3", f"http://{host}:{port}/"])
-    return done.stdout or {7: "refused", 28: "silent"}.get(done.returncode, f"curl's {done.returncode}")
+@contextlib.contextmanager
+def moved(region: Region) -> Iterator[str]:
+    """Have this machine reach the server from another address, which is yielded, while the context lasts."""
+    here = region.cloud.here[0]
+    elsewhere = str(ipaddress.IPv4Address(here) + PLACES_OUTSIDE)
+    (route,) = json.loads(subprocess.check_output(["ip", "-json", "route", "get", region.ipv4]))
+    changes = (["address", "{}", f"{elsewhere}/32"], ["route", "{}", region.ipv4, "src", elsewhere])
+
+    def change(how: str, words: Sequence[str]) -> None:
+        subprocess.run(["ip", *(word.format(how) for word in words), "dev", route["dev"]], check=True)
+
+    with contextlib.ExitStack() as undone:
+        for words in changes:
+            change("add", words)
+            undone.callback(change, "delete", words)
+        yield elsewhere
 
 
 @contextlib.contextmanager
 def listening(command: Sequence[str]) -> Iterator[None]:
     """Run a command that listens, while the context lasts."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout
-        assert process.stdout.readline() == b"listening\n"
+    # nsenter has a child where it enters a namespace of processes: both are ended.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
         try:
+            assert process.stdout
+            assert process.stdout.readline() == b"listening\n"
             yield
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 def test_a_stand_in_is_announced_and_only_where_it_is_used(region: Region) -> None:
@@ -225,26 +251,31 @@ def test_containers_do_not_reach_the_metadata_service(region: Region) -> None:
                 assert get(METADATA_SERVICE, *inside) == "curl: 7\n"
 
 
-def test_a_firewall_rule_opens_a_port_and_closes_it_again(region: Region) -> None:
-    """To the network that it names; server and containers go on as they were."""
+def test_a_firewall_rule_opens_a_port_to_the_network_that_it_names(region: Region) -> None:
+    """Server and containers go on as they were."""
     before = region.containers()
     rule = {"protocol": "tcp", "port": EXTRA_PORT, "from": [region.friend.ipv4, region.friend.ipv6]}
-    silent, there = ["silent"] * 2, ["somebody is there"] * 2
-
-    def seen(place: Outside) -> list[str]:
-        return [asked(place, address, EXTRA_PORT) for address in region.addresses]
-
     with listening(
         region.cloud.machines.command(region.server_id, ["python3", "-c", _LISTEN, str(EXTRA_PORT)])
     ):
-        assert (seen(region.friend), seen(region.stranger)) == (silent, silent)
-        opened = region.up(firewallRules=[rule])
-        assert opened.returncode == 0, opened.stdout + opened.stderr
-        assert (seen(region.friend), seen(region.stranger)) == (there, silent)
-        closed = region.up()
-        assert closed.returncode == 0, closed.stdout + closed.stderr
-        assert (seen(region.friend), seen(region.stranger)) == (silent, silent)
+        assert region.asked(region.friend, EXTRA_PORT) == ["silent"] * 2
+        done = region.up(firewallRules=[rule])
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert region.asked(region.friend, EXTRA_PORT) == ["somebody is there"] * 2
+        assert region.asked(region.stranger, EXTRA_PORT) == ["silent"] * 2
     assert [server.id for server in region.cloud.client.servers.get_all()] == [region.server_id]
+    assert region.containers() == before
+
+
+def test_without_the_rule_the_port_is_closed_even_by_who_is_shut_out(region: Region) -> None:
+    """By a machine whose address has changed since: it lets itself in by the same update."""
+    before = region.containers()
+    assert region.asked(region.friend, EXTRA_PORT) == ["refused"] * 2
+    with moved(region) as address:
+        done = region.up(sshFrom=[*region.settings["host"]["sshFrom"], address])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ssh: no answer yet" in done.stdout
+    assert region.asked(region.friend, EXTRA_PORT) == ["silent"] * 2
     assert region.containers() == before
 
 
