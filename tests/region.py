@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hcloud
+import requests
 
 from sandbox.hcloud_api.server import ServedApi, serve
 from sandbox.machines.namespaces import NamespaceMachines
@@ -31,6 +32,23 @@ class Cloud:
     def client(self) -> hcloud.Client:
         """The official client, with the project's token."""
         return hcloud.Client(token=self.api.token, api_endpoint=self.api.endpoint, poll_interval=0.1)
+
+    def ask_sandbox(self, method: str, path: str, /, **fields: Any) -> Any:
+        """Ask the API for what only a sandbox has, such as faults, and return its answer."""
+        answer = requests.request(
+            method,
+            f"{self.api.sandbox}{path}",
+            headers={"Authorization": f"Bearer {self.api.token}"},
+            json=fields or None,
+            timeout=60,
+        )
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def asked(self) -> list[str]:
+        """Return what the API was asked for, and how it answered, such as ``POST /servers 201``."""
+        told = self.ask_sandbox("GET", "/requests")["requests"]
+        return [f"{each['method']} {each['path']} {each['status']}" for each in told]
 
     @property
     def here(self) -> list[str]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import requests
 import yaml
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -138,21 +137,12 @@ class Region:
 
     def vanish(self) -> None:
         """Delete the server as somebody in the console would, without a word to Pulumi."""
-        requests.post(
-            f"{self.cloud.api.sandbox}/servers/{self.server.id}/vanish",
-            headers={"Authorization": f"Bearer {self.cloud.api.token}"},
-            timeout=60,
-        ).raise_for_status()
+        self.cloud.ask_sandbox("POST", f"/servers/{self.server.id}/vanish")
 
 
 def changes_asked_for(made: Cloud) -> list[str]:
     """Return all requests so far that changed something at the API, such as ``POST /servers``."""
-    answer = requests.get(
-        f"{made.api.sandbox}/requests", headers={"Authorization": f"Bearer {made.api.token}"}, timeout=60
-    )
-    answer.raise_for_status()
-    asked = answer.json()["requests"]
-    return [f"{each['method']} {each['path']}" for each in asked if each["method"] != "GET"]
+    return [one.rpartition(" ")[0] for one in made.asked() if not one.startswith("GET ")]
 
 
 def records(made: Cloud) -> dict[str, list[str]]:
