@@ -45,7 +45,7 @@ class HetznerHost(pulumi.ComponentResource):
     """Server, firewall, addresses, reverse DNS and DNS records, and the engine on the server.
 
     The addresses are resources of their own, which outlive the server. A server
-    that is replaced takes all Docker resources with it (`on_host`).
+    that is replaced takes all Docker resources with it (`lives_on`).
     """
 
     provider: docker.Provider
