@@ -22,7 +22,7 @@ Killer = Callable[[subprocess.Popen[bytes]], None]
 @contextlib.contextmanager
 def started(checkout: Checkout, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """Yield a run of relayctl in a session of its own, and the file that it writes to."""
-    log = checkout.folder / "run.log"
+    log = checkout.folder / f"run-{arguments[0]}.log"
     command = [sys.executable, "-m", "relayctl", *arguments]
     with log.open("wb") as file:
         process = subprocess.Popen(
