@@ -1,6 +1,6 @@
 # Every target is thin: setup.sh makes .venv as the lock files say, the rest is done from it.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down rebuild sandbox-up sandbox-down test test-unit test-engine test-relay test-live prepare-tests lint format lock
+.PHONY: help setup up down rebuild sandbox-up sandbox-down test test-unit test-engine test-relay test-regions test-live prepare-tests lint format lock
 
 PYTHON := .venv/bin/python
 # whose file is stacks/Pulumi.$(STACK).yaml
@@ -14,7 +14,7 @@ help:
 	@echo "make rebuild STACK=name   make that stack's server anew, with its addresses, certificates and keys"
 	@echo "make sandbox-up REGION=eu-nuremberg   show a whole region on this machine; sandbox-down removes it"
 	@echo "make setup   bring what they need, and change nothing that runs"
-	@echo "make test    all tests; test-unit, test-engine, test-relay are its parts"
+	@echo "make test    all tests; test-unit, test-engine, test-relay, test-regions are its parts"
 	@echo "make lint    ruff, mypy and shellcheck"
 	@echo "make lock    renew the requirements lock files"
 
@@ -29,7 +29,7 @@ setup up down rebuild:
 
 # one after the other: each lane has the machine to itself
 .NOTPARALLEL:
-test: test-unit test-engine test-relay
+test: test-unit test-engine test-relay test-regions
 
 test-unit:
 	@./setup.sh --dev
@@ -42,6 +42,10 @@ test-engine: prepare-tests
 # one at a time: here it is timed when a run is killed
 test-relay: prepare-tests
 	$(PYTHON) -m pytest tests/relay $(ARGS)
+
+# two files at a time, each with a cloud of its own: most of the time goes in waiting for servers
+test-regions: prepare-tests
+	$(PYTHON) -m pytest tests/regions --numprocesses=2 --dist=loadfile $(ARGS)
 
 # one real region, which costs money: it skips unless all that docs/servers.md names is set
 test-live:

@@ -69,7 +69,8 @@ def up(stack: str) -> None:
 
 @main.command()
 @click.argument("stack")
-def rebuild(stack: str) -> None:
+@click.option("--without-volumes", is_flag=True, help="Copy nothing: for a server that cannot be reached.")
+def rebuild(stack: str, *, without_volumes: bool) -> None:
     """Make the server of STACK anew, with the user data, image and keys that its file says now.
 
     Its addresses stay, and so do certificates and the relay's key, which are copied
@@ -88,7 +89,7 @@ def rebuild(stack: str) -> None:
             _bring_images(stack, settings, host.goarch, None, progress)
             hetzner.check_can_be_deleted(opened.deployment(), _where(stack))
             with progress.step(f"Removing the server of {stack}"), opened.changes_noted():
-                host.remove(opened)
+                host.remove(opened, copy_volumes=not without_volumes)
             running = _bring_up(opened, host, settings, progress)
         _check_and_tell(stack, settings, running, progress)
 

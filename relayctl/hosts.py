@@ -193,8 +193,8 @@ class Server:
         address = (server or {}).get("outputs", {}).get("ipv4Address")
         return connection_to(opened.name, self._settings, address) if address else None
 
-    def remove(self, opened: RelayStack) -> None:
-        """Remove a server of Hetzner's with all on it, its volumes copied to this machine before.
+    def remove(self, opened: RelayStack, *, copy_volumes: bool) -> None:
+        """Remove a server of Hetzner's with all on it; copy its volumes to this machine before, if asked for.
 
         Its addresses stay. The next update makes it anew and puts the copies back
         (`put_back`). Raises ``PrerequisiteError`` if there is no server, or it cannot be read.
@@ -206,7 +206,7 @@ class Server:
             )
         volumes = preflight.Known.from_deployment(opened.deployment()).volumes
         # A server that never came so far has none, and copies of those before it may be waiting.
-        if volumes:
+        if volumes and copy_volumes:
             volume_copies.save(connection, volumes, self._progress)
         opened.remove_with_all_on_it(str(server["urn"]))
 

@@ -16,6 +16,10 @@ from ssh.connection import Connection
 # Seconds for one volume. Certificates and keys are small; what was put into /srv may not be.
 _TIMEOUT = 3600.0
 
+_MEND = (
+    "see to that, then run it again; what was copied is kept. A server that cannot be reached any more is"
+    " made anew with empty volumes by ARGS=--without-volumes"
+)
 # The volume's name is $1. A volume that is there already is used as it is.
 _SAVE = 'cd "$(docker volume inspect --format "{{.Mountpoint}}" "$1")" && tar --create --numeric-owner .'
 _RESTORE = (
@@ -80,4 +84,4 @@ def restore(connection: Connection, progress: Progress) -> None:
 def _expect_success(done: subprocess.CompletedProcess[bytes], what: str) -> None:
     if done.returncode:
         said = last_lines(done.stderr.decode(errors="replace"))
-        raise PrerequisiteError(f"{what}: {said}", "see to that, then run it again: the copies are kept")
+        raise PrerequisiteError(f"{what}: {said}", _MEND)

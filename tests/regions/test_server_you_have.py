@@ -24,7 +24,7 @@ from components.hetzner_host import first_address
 from render.cloud_init import cloud_init
 from settings import PROJECT
 from ssh.keys import new_private_key, public_key
-from tests.region import Cloud, cloud
+from tests.regions.cloud import Cloud, cloud
 
 STACK = "home"
 USER = "deploy"

@@ -15,8 +15,8 @@ import pytest
 from relayctl.hetzner import server_urn
 from sandbox.machines.network import NAMESPACES
 from ssh.keys import new_private_key, public_key
-from tests.region import Cloud
-from tests.relay.regions import Region, changes_asked_for, cloud_with_zone, processes_with, records
+from tests.regions.cloud import Cloud
+from tests.regions.region import Region, changes_asked_for, cloud_with_zone, processes_with, records
 
 REGIONS = {"nbg": (901, "nbg1"), "ash": (902, "ash")}
 

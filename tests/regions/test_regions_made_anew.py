@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from relayctl.hetzner import server_urn
-from tests.relay.regions import Region, cloud_with_zone, records
+from tests.regions.region import MAKING, Region, cloud_with_zone, records
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,21 @@ def test_a_rebuild_keeps_addresses_key_and_authority(nbg: Region) -> None:
     assert nbg.root() == root
     assert nbg.key(root) == key
     assert not set(nbg.containers().values()) & set(containers.values())
+    assert nbg.volumes_are_protected()
+
+
+def test_a_server_that_lets_nobody_in_is_made_anew_without_its_volumes(nbg: Region) -> None:
+    root, server, addresses = nbg.root(), nbg.server.id, nbg.addresses
+    # with the connections that are open
+    nbg.on_server("sh", "-c", "systemctl stop ssh; pkill -x sshd || true")
+    done = nbg.cloud.checkout.relayctl("rebuild", "nbg", timeout=MAKING)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "ARGS=--without-volumes" in done.stdout
+    assert nbg.server.id == server
+    nbg.relayctl("rebuild", "nbg", "--without-volumes")
+    assert nbg.server.id != server
+    assert nbg.addresses == addresses
+    assert nbg.root() != root
     assert nbg.volumes_are_protected()
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.interruptions import assert_no_complaint, cut_short, kill_all, kill_it, processes, wait_for
-from tests.region import cloud
-from tests.relay.regions import CONTAINERS, MAKING, Region
+from tests.regions.cloud import cloud
+from tests.regions.region import CONTAINERS, MAKING, Region
 
 STACK = "nbg"
 SERVER = "derp-nbg"

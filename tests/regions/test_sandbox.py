@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from tests.checkout import Checkout
-from tests.region import require_machines
+from tests.regions.cloud import require_machines
 
 
 def test_a_region_of_the_project_comes_up_and_goes(tmp_path: Path) -> None:

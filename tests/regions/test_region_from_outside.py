@@ -24,8 +24,8 @@ from relayctl.prerequisites.progress import Progress
 from sandbox.machines.network import PLACES_OUTSIDE, Outside
 from settings import PROJECT
 from settings.base import PROJECT_FOLDER
-from tests.region import Cloud, cloud
-from tests.relay.port_scan import LAST_PORT, Found, Ports
+from tests.regions.cloud import Cloud, cloud
+from tests.regions.port_scan import LAST_PORT, Found, Ports
 
 STACK = "nbg"
 # Where Hetzner's servers, like those of others, ask for what they are: user data among it.
@@ -143,7 +143,7 @@ def scanned(place: Outside, addresses: Sequence[str], last_port: int = LAST_PORT
     """Scan addresses at the same time."""
 
     def one(address: str) -> Found:
-        done = run_here(place, "tests.relay.port_scan", address, str(last_port))
+        done = run_here(place, "tests.regions.port_scan", address, str(last_port))
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
         return Found(Ports(**found["tcp"]), Ports(**found["udp"]), found["ping"])

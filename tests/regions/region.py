@@ -17,7 +17,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 
 import probe
 from settings import PROJECT
-from tests.region import Cloud, cloud
+from tests.regions.cloud import Cloud, cloud
 
 ZONE = "example.com"
 CONTAINERS = ("caddy", "derper")

@@ -1,6 +1,6 @@
 """What of a host answers: TCP and UDP ports, and ping. To be run in the namespace to look from.
 
-``python -m tests.relay.port_scan ADDRESS [LAST_PORT]`` prints it as JSON. Ports are told apart
+``python -m tests.regions.port_scan ADDRESS [LAST_PORT]`` prints it as JSON. Ports are told apart
 from those that say nothing: ``open`` ones answer, ``closed`` ones have somebody
 say that nobody is there, which a firewall that drops does not let out.
 """
