@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import ipaddress
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -26,6 +28,13 @@ from settings import PROJECT, HetznerHost, Settings
 # https://github.com/hetznercloud/terraform-provider-hcloud/blob/v1.66.1/hcloud/provider.go
 _TOKEN_LENGTH = 64
 _ENDPOINT = "https://api.hetzner.cloud/v1"
+
+# RFC 5737, RFC 3849 and RFC 2606: for use in documentation.
+_DOCUMENTATION = [
+    ipaddress.ip_network(network)
+    for network in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
+]
+_EXAMPLE_NAME = re.compile(r"(\A|\.)example(\.(com|net|org))?\Z")
 
 SERVER = "hcloud:index/server:Server"
 _FIREWALL = "hcloud:index/firewall:Firewall"
@@ -193,7 +202,7 @@ def check(
     host = settings.host
     assert isinstance(host, HetznerHost)  # noqa: S101 - called for this kind alone
     try:
-        found = list(_problems(api, stack, host, deployment))
+        found = [*_examples(settings, host), *_problems(api, stack, host, deployment)]
     except (hcloud.APIException, requests.RequestException) as error:
         raise explained(error) from error
     if found:
@@ -201,6 +210,21 @@ def check(
             f"{where} does not fit Hetzner Cloud; nothing was changed\n"
             + "\n".join(f"  {what}:\n    {mend}" for what, mend in found),
             "do what stands under each, then run it again",
+        )
+
+
+def _examples(settings: Settings, host: HetznerHost) -> Iterator[tuple[str, str]]:
+    """Find what still stands as this project's example stacks have it: a server would be made in vain."""
+    networks = [ipaddress.ip_network(network) for network in host.ssh_from]
+    if all(any(network.network_address in each for each in _DOCUMENTATION) for network in networks):
+        yield (
+            f"host.sshFrom: {', '.join(host.ssh_from)} is the example's, from where nobody can come",
+            "Give your own address, which `curl -4 https://icanhazip.com` shows.",
+        )
+    if settings.certificate.source != "internal" and _EXAMPLE_NAME.search(settings.domain):
+        yield (
+            f"domain: {settings.domain} is the example's, for which nobody gets a certificate",
+            "Give a name of a domain of yours.",
         )
 
 

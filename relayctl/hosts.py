@@ -222,7 +222,8 @@ class Server:
             # The rebuild ended before anything was removed: what is on the server is newer.
             shutil.rmtree(copies)
             return
-        opened.up(only=[hetzner.server_urn(opened.name)])
+        with opened.changes_noted():
+            opened.up(only=[hetzner.server_urn(opened.name)])
         connection = self.connection(opened)
         assert connection is not None  # noqa: S101 - it was just made
         try:

@@ -27,7 +27,7 @@ from relayctl.prerequisites.progress import Progress
 from relayctl.stack import _Account, without
 from sandbox.hcloud_api import ServedApi, serve
 from sandbox.hcloud_api.catalogue import SERVER_TYPES
-from settings import Settings, settings_from
+from settings import Settings, read_stack_file, settings_from
 from ssh.keys import new_private_key, public_key
 from tests.unit.declared import MINIMAL
 
@@ -82,8 +82,8 @@ def fault(served: ServedApi, **fields: Any) -> None:
 
 
 def settings(**host: Any) -> Settings:
-    given = {"kind": "hetzner", "location": "nbg1", "sshFrom": ["203.0.113.4"], **host}
-    return settings_from({**MINIMAL, "host": given}, WHERE)
+    given = {"kind": "hetzner", "location": "nbg1", "sshFrom": ["198.18.0.1"], **host}
+    return settings_from({**MINIMAL, "host": given, "certificate": {"source": "internal"}}, WHERE)
 
 
 def check(api: Any, deployment: dict[str, Any] | None = None, **host: Any) -> None:
@@ -228,6 +228,19 @@ def test_a_zone_that_is_not_there(api: Any) -> None:
     assert "host.dnsZone: this project at Hetzner has no zone example.com" in error.what
     api.zones.create(name="example.com", mode="primary")
     check(api, dnsZone="example.com")
+
+
+def test_an_example_that_was_not_edited_makes_no_server(served: ServedApi, api: Any) -> None:
+    example = read_stack_file("eu-nuremberg")
+    error = refused(lambda: hetzner.check(api, STACK, example, {}, WHERE))
+    assert "host.sshFrom: 203.0.113.4/32 is the example's, from where nobody can come" in error.what
+    assert "domain: derp-nbg.example.com is the example's, for which nobody gets a certificate" in error.what
+    assert changes(served) == []
+
+
+@pytest.mark.parametrize("networks", [["203.0.113.4", "198.18.0.1"], ["198.0.0.0/8"]])
+def test_networks_that_are_not_of_an_example_alone(api: Any, networks: list[str]) -> None:
+    check(api, sshFrom=networks)
 
 
 def test_all_is_told_at_once_and_nothing_is_changed(served: ServedApi, api: Any) -> None:
