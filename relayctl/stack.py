@@ -163,9 +163,14 @@ class RelayStack:
         except automation.StackNotFoundError as error:
             raise StackMissingError(f"there is no stack {name}", f"make up STACK={name}") from error
         except automation.CommandError as error:
+            mend = "see Pulumi's message; docs/state.md tells of backends and passphrases"
+            if "passphrase must be set" in str(error):
+                mend = (
+                    "export PULUMI_CONFIG_PASSPHRASE=...   (yours to choose, the same ever after: it protects"
+                    " the secrets in the stack's file and state)"
+                )
             raise UpdateFailedError(
-                f"Pulumi cannot open the stack {name}: {_message(error)}",
-                "see Pulumi's message; docs/state.md tells of backends and passphrases",
+                f"Pulumi cannot open the stack {name}: {_message(error)}", mend
             ) from error
 
     def _set_state_aside(self) -> bool:

@@ -430,3 +430,17 @@ def test_disk_full_where_docker_keeps_its_data(small_host: DockerHost, tmp_path:
     assert "Traceback" not in said
     subprocess.run(["mount", "-o", "remount,size=500m", small_host.folder / "data"], check=True)
     works(checkout)
+
+
+def test_a_stack_without_a_passphrase(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PULUMI_CONFIG_PASSPHRASE", raising=False)
+    kept = dict(checkout.environment)
+    del checkout.environment["PULUMI_CONFIG_PASSPHRASE"]
+    try:
+        checkout.write_stack(SETTINGS, "secretive")
+        done = checkout.relayctl("up", "secretive")
+    finally:
+        checkout.environment.clear()
+        checkout.environment.update(kept)
+    assert done.returncode == 1
+    assert "to mend it: export PULUMI_CONFIG_PASSPHRASE=..." in done.stdout
