@@ -332,37 +332,26 @@ class RelayStack:
         Raises ``UpdateFailedError`` if that fails.
         """
         self._run("state", "unprotect", "--all", "--yes")
-        self._changing(
-            lambda output, event: self._stack.destroy(
-                on_output=output,
-                on_event=event,
-                suppress_outputs=True,
-                color="never",
-                target=[urn],
-                target_dependents=True,
-            ),
-            "see to what is said above, then run it again: what is gone is noted",
-        )
+        self._destroy(target=[urn], target_dependents=True)
         self.deployment()
 
     def destroy(self, *, volumes: bool) -> None:
         """Remove what the stack made; protected volumes, and then the stack, only with ``volumes``."""
         if volumes:
             self._run("state", "unprotect", "--all", "--yes")
-        self._changing(
-            lambda output, event: self._stack.destroy(
-                on_output=output,
-                on_event=event,
-                suppress_outputs=True,
-                color="never",
-                exclude_protected=not volumes,
-            ),
-            "see to what is said above, then run it again: what is gone is noted",
-        )
+        self._destroy(exclude_protected=not volumes)
         if volumes:
             # Its file stays: it is the user's.
             self._run("stack", "rm", self.name, "--yes", "--preserve-config")
             self._copy.unlink(missing_ok=True)
+
+    def _destroy(self, **options: Any) -> None:
+        self._changing(
+            lambda output, event: self._stack.destroy(
+                on_output=output, on_event=event, suppress_outputs=True, color="never", **options
+            ),
+            "see to what is said above, then run it again: what is gone is noted",
+        )
 
     def _run(
         self, *arguments: str, mend: str = "see Pulumi's message; then run it again", given: str | None = None

@@ -26,6 +26,7 @@ import pytest
 from relayctl.prerequisites import pulumi_cli
 from relayctl.prerequisites.progress import Progress
 from tests.docker_host import DockerHost, docker_host
+from tests.engine.stand_in import Project, stand_in
 from tests.requirements import require
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,13 +69,10 @@ docker.Volume("v", opts=pulumi.ResourceOptions(provider=later))
 
 
 @dataclass
-class Stack:
+class Stack(Project):
     """A Pulumi project of the test's own and its stack, with the stand-in attached."""
 
-    folder: Path
     host: str
-    environment: Mapping[str, str]
-    cli: Path
     docker: docker.DockerClient
     touched: bool = False
 
@@ -85,65 +83,11 @@ class Stack:
         (self.folder / "resources.json").write_text(json.dumps(wanted))
 
     def run(self, *arguments: str, fails: bool = False, json_only: bool = False) -> str:
-        done = subprocess.run(
-            [str(self.cli), *arguments, "--stack", "test", "--non-interactive", "--color=never"],
-            cwd=self.folder,
-            env={**os.environ, **self.environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
         self.touched = self.touched or arguments[0] in {"up", "import"}
-        assert (done.returncode != 0) == fails, done.stdout + done.stderr
-        return done.stdout if json_only else done.stdout + done.stderr
-
-    def up(self, resources: Mapping[str, Any], *, fails: bool = False) -> str:
-        self.write(resources)
-        return self.run("up", "--yes", "--skip-preview", fails=fails)
-
-    def refresh(self) -> str:
-        return self.run("refresh", "--yes", "--skip-preview")
-
-    def preview(self, resources: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Return the steps that an update would take, but for those that change nothing, by resource."""
-        self.write(resources)
-        steps = json.loads(self.run("preview", "--json", json_only=True))["steps"]
-        return {step["urn"].rsplit("::", 1)[-1]: step for step in steps if step["op"] != "same"}
-
-    def unchanged(self) -> None:
-        self.run("preview", "--expect-no-changes")
+        return super().run(*arguments, fails=fails, json_only=json_only)
 
     def container(self, name: str = NAME) -> Any:
         return self.docker.containers.get(name)
-
-
-@contextlib.contextmanager
-def stand_in(log: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Start the stand-in as a launcher would, yield it and its port."""
-    with log.open("w") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sandbox.docker_provider"],
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-        )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield process, int(process.stdout.readline())
-    finally:
-        process.stdin.close()
-        process.stdout.close()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +116,7 @@ def shared(
     host: DockerHost, client: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("engine")
-    with stand_in(folder / "stand-in.log", DOCKER_HOST=host.address) as (_, port):
+    with stand_in("docker", folder / "stand-in.log", DOCKER_HOST=host.address) as (_, port):
         yield project(folder / "project", host.address, client, pulumi_cli.bring(Progress()), port)
     assert (folder / "stand-in.log").read_text() == ""
 
@@ -206,7 +150,7 @@ def project(
         # else each call first tries to download the plugins of all SDKs that are installed
         "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
     }
-    made = Stack(folder, host, environment, Path(cli.command), client)
+    made = Stack(folder, environment, Path(cli.command), host, client)
     made.write({})
     made.run("stack", "init")
     return made
@@ -895,7 +839,7 @@ def wait_gone(pid: int, seconds: float = 15) -> bool:
 
 
 def test_it_ends_when_its_standard_input_closes(tmp_path: Path) -> None:
-    with stand_in(tmp_path / "log") as (process, port):
+    with stand_in("docker", tmp_path / "log") as (process, port):
         assert port > 0
         assert process.stdin is not None
         process.stdin.close()
@@ -903,7 +847,7 @@ def test_it_ends_when_its_standard_input_closes(tmp_path: Path) -> None:
 
 
 def test_it_ends_when_told_to(tmp_path: Path) -> None:
-    with stand_in(tmp_path / "log") as (process, _):
+    with stand_in("docker", tmp_path / "log") as (process, _):
         process.send_signal(signal.SIGINT)  # Ctrl-C is for the engine
         time.sleep(0.5)
         assert process.poll() is None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -25,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from relayctl.prerequisites import pulumi_cli
 from relayctl.prerequisites.progress import Progress
 from sandbox.hcloud_api import ServedApi, serve
+from tests.engine.stand_in import Project, stand_in
 
 ROOT = Path(__file__).resolve().parents[2]
 ZONE = "example.org"
@@ -69,13 +68,10 @@ KEYS = (public_key(), public_key())
 
 
 @dataclass
-class Stack:
+class Stack(Project):
     """A Pulumi project of the test's own and its stack, with the stand-in attached."""
 
-    folder: Path
     api: ServedApi
-    environment: Mapping[str, str]
-    cli: Path
 
     @property
     def client(self) -> Any:
@@ -87,37 +83,8 @@ class Stack:
             json.dumps({"provider": arguments, "resources": resources})
         )
 
-    def run(self, *arguments: str, fails: bool = False, json_only: bool = False) -> str:
-        done = subprocess.run(
-            [str(self.cli), *arguments, "--stack", "test", "--non-interactive", "--color=never"],
-            cwd=self.folder,
-            env={**os.environ, **self.environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert (done.returncode != 0) == fails, done.stdout + done.stderr
-        return done.stdout if json_only else done.stdout + done.stderr
-
-    def up(self, resources: Mapping[str, Any], *arguments: str, fails: bool = False) -> str:
-        self.write(resources)
-        return self.run("up", "--yes", "--skip-preview", *arguments, fails=fails)
-
-    def refresh(self) -> str:
-        return self.run("refresh", "--yes", "--skip-preview")
-
     def destroy(self, *, fails: bool = False) -> str:
         return self.run("destroy", "--yes", "--skip-preview", fails=fails)
-
-    def preview(self, resources: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Return the steps that an update would take, but for those that change nothing, by resource."""
-        self.write(resources)
-        steps = json.loads(self.run("preview", "--json", json_only=True))["steps"]
-        return {step["urn"].rsplit("::", 1)[-1]: step for step in steps if step["op"] != "same"}
-
-    def unchanged(self) -> None:
-        self.run("preview", "--expect-no-changes")
 
     def states(self) -> dict[str, dict[str, Any]]:
         """Return what the stack knows, by resource."""
@@ -159,41 +126,13 @@ class Stack:
         return [str(each.name) for kind in kinds for each in kind.get_all()]
 
 
-@contextlib.contextmanager
-def stand_in(log: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Start the stand-in as a launcher would, yield it and its port."""
-    with log.open("w") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sandbox.hcloud_provider"],
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-        )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield process, int(process.stdout.readline())
-    finally:
-        process.stdin.close()
-        process.stdout.close()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("hcloud")
     cli = pulumi_cli.bring(Progress())
     with (
         serve() as api,
-        stand_in(folder / "log", HCLOUD_ENDPOINT=api.endpoint, HCLOUD_TOKEN=api.token) as (_, port),
+        stand_in("hcloud", folder / "log", HCLOUD_ENDPOINT=api.endpoint, HCLOUD_TOKEN=api.token) as (_, port),
     ):
         project = folder / "project"
         (project / "state").mkdir(parents=True)
@@ -206,7 +145,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "PULUMI_DEBUG_PROVIDERS": f"hcloud:{port}",
             "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
         }
-        made = Stack(project, api, environment, Path(cli.command))
+        made = Stack(project, environment, Path(cli.command), api)
         made.client.zones.create(name=ZONE, mode="primary").action.wait_until_finished()
         made.write({})
         made.run("stack", "init")
