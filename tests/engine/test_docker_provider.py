@@ -559,7 +559,7 @@ class SshServer:
             f"IdentityFile {self.folder}/user_key\nIdentitiesOnly yes\nBatchMode yes\n"
             f"UserKnownHostsFile {self.folder}/known_hosts\nGlobalKnownHostsFile none\n"
             f"StrictHostKeyChecking yes\nHostKeyAlias server\n"
-            f"ControlMaster auto\nControlPath {self.folder}/%C\nControlPersist 5\n"
+            f"ControlMaster auto\nControlPath {self.folder}/%C\nControlPersist 30\n"
         )
         Path("/run/sshd").mkdir(exist_ok=True)
         with (self.folder / "sshd.log").open("wb") as log:
