@@ -153,6 +153,25 @@ def test_addresses_outlive_the_server() -> None:
         assert not address.request.deletedWith
 
 
+def test_the_key_of_the_stack_is_known_to_hetzner() -> None:
+    """Without one, Hetzner would set a password and mail it."""
+    key = declared(labels={"team": "network"}).one(":SshKey", "host")
+    assert key.inputs == {
+        "name": "derp-test",
+        "publicKey": public_key(DEPLOY_KEY),
+        "labels": {"derp-relays.stack": "derp-test", "team": "network"},
+    }
+    # its name is taken until it is gone
+    assert key.request.deleteBeforeReplace
+
+
+def test_what_replaces_a_container_does_so_on_a_server_too() -> None:
+    for container in declared().of(":Container"):
+        assert list(container.request.replaceOnChanges) == ["healthcheck", "init", "tmpfs"]
+        assert list(container.request.ignoreChanges) == ["ports"]
+        assert container.request.deleteBeforeReplace
+
+
 def test_reverse_dns_leads_back_to_the_relay() -> None:
     found = declared()
     names = {
@@ -208,6 +227,8 @@ def test_records_for_the_relay_and_every_site_of_the_zone() -> None:
         for type_, address in (("A", v4), ("AAAA", v6))
     }
     assert {r.inputs["zone"] for r in found.of(":ZoneRrset")} == {"example.com"}
+    assert {r.inputs["ttl"] for r in found.of(":ZoneRrset")} == {300}
+    assert all(r.request.deleteBeforeReplace for r in found.of(":ZoneRrset"))
     assert declared().of(":ZoneRrset") == []
 
 
