@@ -196,6 +196,17 @@ class Api:
         answer = self.request("POST", path, body or {})
         self.settle(*([answer["action"]] if "action" in answer else answer["actions"]))
 
+    def remove(self, path: str) -> None:
+        """Delete what is there, and wait until it is gone; what is gone already is no error.
+
+        Raises as `request` and `settle` do.
+        """
+        try:
+            self.settle(self.request("DELETE", path).get("action"))
+        except ApiError as error:
+            if error.code != "not_found":
+                raise
+
     def persist(self, attempt: Callable[[], None], tries: int, passing: Callable[[Exception], bool]) -> None:
         """
         Try up to ``tries`` times, with 1, 2, 4, ... seconds between, what fails in a passing way.

@@ -127,13 +127,8 @@ def delete(api: Api, identifier: str, state: Mapping[str, Any]) -> None:  # noqa
             if error.code not in ("firewall_resource_not_found", "not_found"):
                 raise
 
-    def attempt() -> None:
-        try:
-            api.request("DELETE", path)
-        except ApiError as error:
-            if error.code != "not_found":
-                raise
-
     api.persist(
-        attempt, 2 * RETRIES, lambda error: getattr(error, "code", "") in ("conflict", "resource_in_use")
+        lambda: api.remove(path),
+        2 * RETRIES,
+        lambda error: getattr(error, "code", "") in ("conflict", "resource_in_use"),
     )

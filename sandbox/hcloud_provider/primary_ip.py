@@ -87,14 +87,9 @@ def delete(api: Api, identifier: str, state: Mapping[str, Any]) -> None:
             with contextlib.suppress(ApiError):
                 api.act(f"{path}/actions/unassign")
 
-    def attempt() -> None:
-        try:
-            api.request("DELETE", path)
-        except ApiError as error:
-            if error.code != "not_found":
-                raise
-
-    api.persist(attempt, 2 * RETRIES, lambda error: getattr(error, "code", "") != "protected")
+    api.persist(
+        lambda: api.remove(path), 2 * RETRIES, lambda error: getattr(error, "code", "") != "protected"
+    )
 
 
 def _unassign_from_server(api: Api, identifier: int, server: int) -> None:

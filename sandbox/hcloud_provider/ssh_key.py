@@ -7,7 +7,7 @@ from typing import Any
 
 from sandbox.provider.package import Creation
 
-from .api import Api, ApiError
+from .api import Api
 
 
 def observed(key: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,8 +45,4 @@ def update(api: Api, identifier: str, old: Mapping[str, Any], new: Mapping[str, 
 
 def delete(api: Api, identifier: str, state: Mapping[str, Any]) -> None:  # noqa: ARG001
     """Remove the key; servers made with it keep it."""
-    try:
-        api.request("DELETE", f"/ssh_keys/{identifier}")
-    except ApiError as error:
-        if error.code != "not_found":
-            raise
+    api.remove(f"/ssh_keys/{identifier}")

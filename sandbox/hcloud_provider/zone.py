@@ -8,7 +8,7 @@ from typing import Any
 from sandbox.provider.errors import OperationError, PartlyCreatedError
 from sandbox.provider.package import Creation
 
-from .api import Api, ApiError
+from .api import Api
 
 DEFAULT_TTL = 3600
 """Of a zone (``internal/zone/resource.go`` upstream)."""
@@ -68,8 +68,4 @@ def update(api: Api, identifier: str, old: Mapping[str, Any], new: Mapping[str, 
 
 def delete(api: Api, identifier: str, state: Mapping[str, Any]) -> None:  # noqa: ARG001
     """Remove the zone with all its records."""
-    try:
-        api.settle(api.request("DELETE", f"/zones/{identifier}").get("action"))
-    except ApiError as error:
-        if error.code != "not_found":
-            raise
+    api.remove(f"/zones/{identifier}")

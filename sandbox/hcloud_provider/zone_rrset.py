@@ -8,7 +8,7 @@ from typing import Any
 from sandbox.provider.errors import OperationError, PartlyCreatedError
 from sandbox.provider.package import Creation
 
-from .api import Api, ApiError
+from .api import Api
 
 
 def record_body(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,8 +83,4 @@ def update(api: Api, identifier: str, old: Mapping[str, Any], new: Mapping[str, 
 
 def delete(api: Api, identifier: str, state: Mapping[str, Any]) -> None:
     """Remove the record set."""
-    try:
-        api.settle(api.request("DELETE", f"/zones/{state['zone']}/rrsets/{identifier}").get("action"))
-    except ApiError as error:
-        if error.code != "not_found":
-            raise
+    api.remove(f"/zones/{state['zone']}/rrsets/{identifier}")

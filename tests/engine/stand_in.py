@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,23 @@ class Project(ABC):
     def up(self, resources: Mapping[str, Any], *arguments: str, fails: bool = False) -> str:
         self.write(resources)
         return self.run("up", "--yes", "--skip-preview", *arguments, fails=fails)
+
+    def cancelled_once(self, begun: Callable[[], object]) -> None:
+        """Run an update, and interrupt it once ``begun`` is true or 30 seconds are over; it must fail."""
+        process = subprocess.Popen(
+            [str(self.cli), "up", "--yes", "--skip-preview", "--stack", "test", "--non-interactive"],
+            cwd=self.folder,
+            env={**os.environ, **self.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        deadline = time.monotonic() + 30
+        while not begun() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode != 0, said
 
     def refresh(self) -> str:
         return self.run("refresh", "--yes", "--skip-preview")

@@ -804,20 +804,7 @@ def test_many_containers_are_made_at_once(stack: Stack) -> None:
 
 def test_cancelling_ends_a_wait(stack: Stack) -> None:
     stack.write(one(healthcheck=health("/missing"), wait=True, wait_timeout=600))
-    process = subprocess.Popen(
-        [str(stack.cli), "up", "--yes", "--skip-preview", "--stack", "test", "--non-interactive"],
-        cwd=stack.folder,
-        env={**os.environ, **stack.environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    deadline = time.monotonic() + 30
-    while not stack.docker.containers.list() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode != 0, said
+    stack.cancelled_once(stack.docker.containers.list)
     stack.up(one())
     assert stack.container().status == "running"
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -592,20 +588,7 @@ def test_a_server_whose_creation_fails_half_way_is_kept_and_known(stack: Stack) 
 def test_cancelling_ends_a_wait_and_keeps_what_was_begun(stack: Stack) -> None:
     stack.sandbox("POST", "/faults", {"action": "create_server", "seconds": 60})
     stack.write(region())
-    process = subprocess.Popen(
-        [str(stack.cli), "up", "--yes", "--skip-preview", "--stack", "test", "--non-interactive"],
-        cwd=stack.folder,
-        env={**os.environ, **stack.environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    deadline = time.monotonic() + 30
-    while not stack.client.servers.get_all() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode != 0, said
+    stack.cancelled_once(stack.client.servers.get_all)
     (server,) = stack.client.servers.get_all()
     assert stack.states()["server"]["id"] == str(server.id)
     stack.sandbox("POST", f"/servers/{server.id}/vanish")
