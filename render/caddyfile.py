@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from settings import Folder, Redirect, Settings, Site, Upstream
 
@@ -13,19 +14,35 @@ ACME_STAGING = "https://acme-staging-v02.api.letsencrypt.org/directory"
 CERTIFICATE_FOLDER = "/certificates"
 
 
-def caddyfile(settings: Settings) -> str:
+@dataclass(frozen=True)
+class Places:
+    """Where in Caddy's container the data is that its configuration names.
+
+    ``folders`` has a folder for the first name of each site whose files are on
+    the operator's machine, such as ``/srv/.sites/blog.example.com/DIGEST``;
+    ``secrets`` has a file for each name in the setting ``siteSecrets``;
+    ``certificates`` is the folder with certificate and key of the certificate
+    source ``files``, and None with any other source.
+    """
+
+    folders: Mapping[str, str]
+    secrets: Mapping[str, str]
+    certificates: str | None
+
+
+def caddyfile(settings: Settings, places: Places) -> str:
     """Render the whole Caddyfile, indented as `caddy fmt` would.
 
     With ports 80 and 443, ACME and no further options it is the three lines
     that Caddy needs to put a relay on the net.
     """
-    blocks = [_block("", _global_options(settings)), _relay(settings)]
+    blocks = [_block("", _global_options(settings)), _relay(settings, places)]
     if settings.caddy.answer_by_address:
         blocks.append(_port_80(settings))
     else:
         blocks.append(_redirect_to_port([settings.domain], settings))
     for site in settings.sites:
-        blocks.append(_block(", ".join(site.names), [*_tls(settings), *_serves(site)]))
+        blocks.append(_block(", ".join(site.names), [*_tls(settings, places), *_serves(site, places)]))
         blocks.append(_redirect_to_port(site.names, settings))
     return "\n".join(block for block in blocks if block)
 
@@ -50,11 +67,9 @@ def _global_options(settings: Settings) -> list[str]:
     return options
 
 
-def _tls(settings: Settings) -> list[str]:
-    certificate = settings.certificate
-    if certificate.source != "files":
-        return []
-    return [f"tls {CERTIFICATE_FOLDER}/{certificate.certificate} {CERTIFICATE_FOLDER}/{certificate.key}"]
+def _tls(settings: Settings, places: Places) -> list[str]:
+    certificate, folder = settings.certificate, places.certificates
+    return [f"tls {folder}/{certificate.certificate} {folder}/{certificate.key}"] if folder else []
 
 
 def _port(settings: Settings) -> str:
@@ -62,8 +77,8 @@ def _port(settings: Settings) -> str:
     return "" if port == 443 else f":{port}"  # noqa: PLR2004 - the port that https implies
 
 
-def _relay(settings: Settings) -> str:
-    body = _tls(settings)
+def _relay(settings: Settings, places: Places) -> str:
+    body = _tls(settings, places)
     if settings.caddy.close_debug:
         body.append("respond /debug* 404")
     body += _reverse_proxy(settings)
@@ -104,13 +119,13 @@ def _redirect_to_port(names: list[str], settings: Settings) -> str:
     return _block(heads, [f"redir https://{{host}}{_port(settings)}{{uri}} permanent"])
 
 
-def _serves(site: Site) -> Iterator[str]:
+def _serves(site: Site, places: Places) -> Iterator[str]:
     match site.serves:
         case Upstream(address=address):
             yield f"reverse_proxy {address}"
-        case Folder(path=path):
+        case Folder(source=source, path=path):
             yield "encode"
-            yield f"root {path}"
+            yield f"root {path if source is None else places.folders[site.names[0]]}"
             yield "file_server"
         case Redirect(url=url):
             yield f"redir {url}{{uri}} permanent"

@@ -6,13 +6,19 @@ from typing import Any
 
 import pytest
 
-from render import caddyfile
+from render import Places, caddyfile
 from settings import settings_from
 from tests.unit.declared import MINIMAL
 
+PLACES = Places(
+    folders={"blog.example.com": "/srv/.sites/blog.example.com/0123abcd"},
+    secrets={},
+    certificates=None,
+)
 
-def rendered(**values: Any) -> str:
-    return caddyfile(settings_from({**MINIMAL, **values}, "stacks/Pulumi.test.yaml"))
+
+def rendered(places: Places = PLACES, **values: Any) -> str:
+    return caddyfile(settings_from({**MINIMAL, **values}, "stacks/Pulumi.test.yaml"), places)
 
 
 def block(text: str, head: str) -> list[str]:
@@ -85,6 +91,7 @@ def test_files_are_used_by_every_site(tmp_path: Any) -> None:
     for name in ("chain.pem", "key.pem"):
         (tmp_path / name).write_text("")
     text = rendered(
+        Places(folders={}, secrets={}, certificates="/etc/caddy/certificates/4567cdef"),
         certificate={
             "source": "files",
             "folder": str(tmp_path),
@@ -93,7 +100,8 @@ def test_files_are_used_by_every_site(tmp_path: Any) -> None:
         },
         sites=[{"names": ["a.example.com"], "upstream": "a:80"}],
     )
-    line = "tls /certificates/chain.pem /certificates/key.pem"
+    folder = "/etc/caddy/certificates/4567cdef"
+    line = f"tls {folder}/chain.pem {folder}/key.pem"
     assert block(text, "derp.example.com")[0] == line
     assert block(text, "a.example.com")[0] == line
 
@@ -114,9 +122,9 @@ def test_a_site_is_an_upstream_a_folder_or_a_redirect(site: dict[str, str], line
     assert block(text, "blog.example.com, www.blog.example.com") == lines
 
 
-def test_a_folder_of_the_host_is_served_from_under_srv(tmp_path: Any) -> None:
+def test_a_folder_of_this_machine_is_served_from_where_it_was_put(tmp_path: Any) -> None:
     text = rendered(sites=[{"names": ["blog.example.com"], "folder": str(tmp_path)}])
-    assert "root /srv/blog.example.com" in block(text, "blog.example.com")
+    assert "root /srv/.sites/blog.example.com/0123abcd" in block(text, "blog.example.com")
 
 
 def test_the_relay_is_found_by_its_containers_name() -> None:
