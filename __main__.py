@@ -2,12 +2,14 @@
 
 import pulumi
 
-from components import HOSTS, CaddyProxy, DerperRelay, RelayNetwork
+from components import HOSTS, CaddyConfiguration, CaddyProxy, DerperRelay, RelayNetwork
+from delivery import content_of
 from render import derp_map_region
 from settings import SettingsError, read_pulumi_config
 
 try:
     settings = read_pulumi_config()
+    content = content_of(settings, pulumi.get_stack())
 except SettingsError as error:
     raise pulumi.RunError(str(error)) from None
 
@@ -15,6 +17,7 @@ host = HOSTS[settings.host.kind]("host", settings)
 network = RelayNetwork("network", settings, host)
 relay = DerperRelay("derper", settings, host, network)
 proxy = CaddyProxy("caddy", settings, host, network)
+configuration = CaddyConfiguration("configuration", settings, content, host, proxy)
 
 port = "" if settings.caddy.https_port == 443 else f":{settings.caddy.https_port}"  # noqa: PLR2004 - HTTPS's own
 pulumi.export("url", f"https://{settings.domain}{port}")

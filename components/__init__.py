@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from components.caddy import CaddyProxy
+from components.caddy_configuration import CaddyConfiguration
 from components.derper import DerperRelay
 from components.hetzner_host import HetznerHost
 from components.host import Host
@@ -20,6 +21,7 @@ HOSTS: Mapping[str, Callable[[str, Settings], Host]] = {
 
 __all__ = [
     "HOSTS",
+    "CaddyConfiguration",
     "CaddyProxy",
     "DerperRelay",
     "HetznerHost",

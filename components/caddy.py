@@ -15,9 +15,7 @@ from components.container import (
 )
 from components.host import Host
 from components.network import RelayNetwork
-from render import caddyfile
-from render.caddyfile import CERTIFICATE_FOLDER
-from settings import Folder, Settings
+from settings import Settings
 from settings.model import folder_of_host
 
 # Caddy's admin API, on loopback inside the container, answers once the configuration is loaded.
@@ -25,7 +23,7 @@ _ADMIN = "http://127.0.0.1:2019/config/"
 
 
 class CaddyProxy(pulumi.ComponentResource):
-    """Caddy's image, volumes, configuration and container."""
+    """Caddy's image, volumes and container; what it serves is delivered to it (`CaddyConfiguration`)."""
 
     container: docker.Container
 
@@ -53,7 +51,8 @@ class CaddyProxy(pulumi.ComponentResource):
         ]
         self.container = docker.Container(
             name,
-            **common_arguments(caddy, host, network, probe),
+            # Its configuration is delivered once it is there, and waits for it.
+            **common_arguments(caddy, host, network, probe, wait=False),
             image=image.image_id,
             envs=environment(caddy, {}) or None,
             # Docker stores the name with CAP_, and a refresh reads it back so.
@@ -64,7 +63,6 @@ class CaddyProxy(pulumi.ComponentResource):
             hosts=[docker.ContainerHostArgs(host="host.docker.internal", ip="host-gateway")],
             ports=ports,
             volumes=self._volumes(settings, host),
-            uploads=[docker.ContainerUploadArgs(file="/etc/caddy/Caddyfile", content=caddyfile(settings))],
             opts=container_options(host, self, ports),
         )
         self.register_outputs({"container": self.container.id})
@@ -78,19 +76,9 @@ class CaddyProxy(pulumi.ComponentResource):
             made = data_volume(name, settings.volumes, host, self)
             return docker.ContainerVolumeArgs(volume_name=made.name, container_path=path)
 
-        def read_only(folder: str, path: str) -> docker.ContainerVolumeArgs:
-            return docker.ContainerVolumeArgs(host_path=folder, container_path=path, read_only=True)
-
-        volumes = [
+        return [
             volume("caddy_etc", "/etc/caddy", caddy.config_folder),
             volume("caddy_srv", "/srv", caddy.site_folder),
             volume("caddy_data", "/data"),
             volume("caddy_config", "/config"),
         ]
-        for site in settings.sites:
-            match site.serves:
-                case Folder(source=str() as source, path=path):
-                    volumes.append(read_only(source, path))
-        if settings.certificate.folder is not None:
-            volumes.append(read_only(str(folder_of_host(settings.certificate.folder)), CERTIFICATE_FOLDER))
-        return volumes

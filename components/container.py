@@ -10,7 +10,7 @@ import pulumi_docker as docker
 
 from components.host import Host, lives_on, on_host
 from components.network import RelayNetwork
-from images import built_image
+from images import BuiltImage, built_image
 from settings import Caddy, Derper, Volumes
 
 # Seconds that a container has to end by itself, before Docker kills it.
@@ -29,17 +29,23 @@ def container_image(
     It stays on the host when it is replaced or destroyed, so that going back
     needs no registry.
     """
-    # An image's name can change in place; a trigger cannot (`lives_on`).
-    triggers = None if host.server is None else {"server": host.server.id}
-    if not settings.builds:
-        return docker.RemoteImage(
-            program,
-            name=settings.image,
-            keep_locally=True,
-            triggers=triggers,
-            opts=on_host(host, parent),
-        )
-    image = built_image(program, host.goarch, settings.build_version)
+    if settings.builds:
+        return _image_built_of(built_image(program, host.goarch, settings.build_version), host, parent)
+    return docker.RemoteImage(
+        program,
+        name=settings.image,
+        keep_locally=True,
+        triggers=_triggers(host),
+        opts=on_host(host, parent),
+    )
+
+
+def delivery_image(host: Host, parent: pulumi.Resource) -> docker.RemoteImage:
+    """Declare the image of the program that puts Caddy's configuration in place."""
+    return _image_built_of(built_image("deliver", host.goarch), host, parent)
+
+
+def _image_built_of(image: BuiltImage, host: Host, parent: pulumi.Resource) -> docker.RemoteImage:
     if not image.context.is_dir():
         pulumi.log.warn(
             f"{image.context}, which {image.name} is built from, is not there; unless"
@@ -47,14 +53,19 @@ def container_image(
             parent,
         )
     return docker.RemoteImage(
-        program,
+        image.program,
         name=image.name,
         build=docker.RemoteImageBuildArgs(context=str(image.context), use_legacy_builder=True),
         keep_locally=True,
-        triggers=triggers,
+        triggers=_triggers(host),
         # The name changes with the content; the folder's path is each machine's own.
         opts=on_host(host, parent, ignore_changes=["build"]),
     )
+
+
+def _triggers(host: Host) -> Mapping[str, pulumi.Input[str]] | None:
+    """Return what replaces an image with its server: its name can change in place (`lives_on`)."""
+    return None if host.server is None else {"server": host.server.id}
 
 
 def data_volume(name: str, settings: Volumes, host: Host, parent: pulumi.Resource) -> docker.Volume:
@@ -106,12 +117,13 @@ def published(
 
 
 def common_arguments(
-    settings: Derper | Caddy, host: Host, network: RelayNetwork, healthcheck: list[str]
+    settings: Derper | Caddy, host: Host, network: RelayNetwork, healthcheck: list[str], *, wait: bool
 ) -> dict[str, Any]:
     """Return the arguments that both containers have, each in one place.
 
     ``healthcheck`` is the image's own command, without Docker's leading
-    ``CMD``; the settings may name another, or none.
+    ``CMD``; the settings may name another, or none. ``wait`` has the update wait
+    for it.
     """
     arguments: dict[str, Any] = {
         "name": lives_on(host, settings.container_name),
@@ -134,8 +146,7 @@ def common_arguments(
             "healthcheck": docker.ContainerHealthcheckArgs(
                 tests=["CMD", *command], interval="10s", timeout="5s", start_period="10s", retries=3
             ),
-            "wait": True,
-            "wait_timeout": 120,
+            **({"wait": True, "wait_timeout": 120} if wait else {}),
         }
     return arguments
 

@@ -54,6 +54,7 @@ class DerperRelay(pulumi.ComponentResource):
                 host,
                 network,
                 ["/usr/local/bin/healthcheck", "http://127.0.0.1/derp/probe"] if derper.builds else [],
+                wait=True,
             ),
             image=image.image_id,
             command=self._flags(settings) if by_flags else None,

@@ -13,13 +13,14 @@ from typing import Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 
-Program = Literal["derper", "caddy"]
+ModuleProgram = Literal["derper", "caddy"]
+Program = Literal["derper", "caddy", "deliver"]
 
 # Part of every image's name. Raise it when programs are built in another way,
 # with other flags say, so that hosts get the new image.
 RECIPE = 2
 
-MODULES: dict[Program, str] = {
+MODULES: dict[ModuleProgram, str] = {
     "derper": "tailscale.com",
     "caddy": "github.com/caddyserver/caddy/v2",
 }
@@ -40,7 +41,7 @@ def cache_folder() -> Path:
     return Path(base) / "derp-relays"
 
 
-def pinned_version(program: Program) -> str:
+def pinned_version(program: ModuleProgram) -> str:
     """Return the version, such as ``1.102.5``, that ``tools/<program>/go.mod`` pins.
 
     Raises ``ValueError`` if that file does not require the program's module.
@@ -55,12 +56,13 @@ def pinned_version(program: Program) -> str:
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """An image built from a Go module, for one architecture.
+    """An image built from a Go module, or from a program of the project's, for one architecture.
 
     ``name`` is its name and tag; the tag's last part is a digest of all that the
     project puts into it (pins, Dockerfile, health check, CA certificates), so a
     change of these is another image and machines agree on its name. Which Go
     builds it is each machine's own. ``context`` is the folder it is built from.
+    ``version`` is the module's, empty for a program of the project's.
     """
 
     program: Program
@@ -76,20 +78,26 @@ def built_image(program: Program, goarch: str, version: str | None = None) -> Bu
     ``version`` is a version of the program's module without its ``v``; by
     default the pinned one. Nothing is built and the context may not be there.
     """
-    version = version or pinned_version(program)
-    ingredients = [
-        ROOT / "tools" / program / "go.mod",
-        ROOT / "tools" / program / "go.sum",
-        ROOT / "images" / program / "Dockerfile",
-        ROOT / "images" / "healthcheck" / "go.mod",
-        ROOT / "images" / "healthcheck" / "main.go",
-    ]
-    # locked in requirements.txt, and the source of the image's CA certificates
-    authorities = importlib.metadata.version("certifi")
-    digest = hashlib.sha256(f"{RECIPE} {program} {version} {goarch} {authorities}".encode())
+    dockerfile = ROOT / "images" / program / "Dockerfile"
+    if program == "deliver":
+        version = ""
+        told = f"{RECIPE} {program} {goarch}"
+        ingredients = [dockerfile, *sorted(dockerfile.parent.glob("go.*")), *_sources("deliver")]
+    else:
+        version = version or pinned_version(program)
+        # locked in requirements.txt, and the source of the image's CA certificates
+        told = f"{RECIPE} {program} {version} {goarch} {importlib.metadata.version('certifi')}"
+        ingredients = [
+            ROOT / "tools" / program / "go.mod",
+            ROOT / "tools" / program / "go.sum",
+            *sorted(path for path in dockerfile.parent.iterdir() if path.is_file()),
+            ROOT / "images" / "healthcheck" / "go.mod",
+            *_sources("healthcheck"),
+        ]
+    digest = hashlib.sha256(told.encode())
     for path in ingredients:
         digest.update(path.read_bytes())
-    tag = f"{version}-{goarch}-{digest.hexdigest()[:12]}"
+    tag = "-".join(part for part in (version, goarch, digest.hexdigest()[:12]) if part)
     return BuiltImage(
         program=program,
         version=version,
@@ -97,3 +105,7 @@ def built_image(program: Program, goarch: str, version: str | None = None) -> Bu
         name=f"derp-relays/{program}:{tag}",
         context=cache_folder() / "images" / f"{program}-{tag}",
     )
+
+
+def _sources(program: str) -> list[Path]:
+    return sorted((ROOT / "images" / program).glob("*.go"))

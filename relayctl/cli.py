@@ -364,6 +364,7 @@ def _bring_images(
     stack: str, settings: Settings, goarch: str, client: docker.DockerClient | None, progress: Progress
 ) -> None:
     """Fill the folders of images that are built; see that the others are there or can be pulled."""
+    image_contexts.fill("deliver", progress, goarch=goarch)
     if settings.derper.builds:
         image_contexts.fill("derper", progress, goarch=goarch, version=settings.derper.version)
     if settings.caddy.builds:
@@ -411,7 +412,7 @@ def _remove_built_images(
     settings: Settings, goarch: str, client: docker.DockerClient, progress: Progress
 ) -> None:
     """Remove the images that were built for the stack, unless another one runs them."""
-    images = []
+    images = [built_image("deliver", goarch)]
     if settings.derper.builds:
         images.append(built_image("derper", goarch, settings.derper.version))
     if settings.caddy.builds:

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 
     from relayctl.prerequisites.progress import Progress
 
-Name = Literal["derper", "derpprobe", "caddy", "pulumi", "pulumi-language-python", "healthcheck"]
+Name = Literal[
+    "derper",
+    "derpprobe",
+    "caddy",
+    "pulumi",
+    "pulumi-language-python",
+    "healthcheck",
+    "deliver",
+    "sessions",
+    "http3",
+]
 
 # an unhurried machine: Pulumi's CLI takes four minutes on two cores, with downloads on a slow line on top
 _BUILD_TIMEOUT = 3600.0
@@ -86,10 +96,14 @@ PROGRAMS: dict[Name, GoProgram] = {
         "github.com/pulumi/pulumi/sdk/v3/python/cmd/pulumi-language-python",
         "github.com/pulumi/pulumi/sdk/v3",
         {"github.com/pulumi/pulumi/sdk/v3/go/common/version.Version": "v{}"},
-        # the language host starts it to run a Pulumi program
-        ("python/cmd/pulumi-language-python-exec",),
+        # what the language host starts to run a Pulumi program, and what runs providers in Python
+        ("python/cmd/pulumi-language-python-exec", "python/dist/pulumi-resource-pulumi-python"),
     ),
     "healthcheck": GoProgram("images/healthcheck", "."),
+    "deliver": GoProgram("images/deliver", "."),
+    # for tests and measurements
+    "sessions": GoProgram("bench/sessions", "."),
+    "http3": GoProgram("bench/http3", "."),
 }
 
 

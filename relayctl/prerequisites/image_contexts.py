@@ -26,22 +26,24 @@ def fill(program: Program, progress: Progress, *, goarch: str, version: str | No
     Raises what ``go_programs.build`` raises.
     """
     image = built_image(program, goarch, version)
-    contents = {
-        "Dockerfile": 0o644,
-        "ca-certificates.crt": 0o644,
-        "healthcheck": 0o755,
-        program: 0o755,
-    }
+    contents = {"Dockerfile": 0o644, program: 0o755}
+    if program != "deliver":
+        contents |= {"ca-certificates.crt": 0o644, "healthcheck": 0o755}
+    if program == "caddy":
+        contents["Caddyfile"] = 0o644
+
+    def source(name: str) -> Path:
+        if name in ("Dockerfile", "Caddyfile"):
+            return ROOT / "images" / program / name
+        if name == "ca-certificates.crt":
+            return Path(certifi.where())
+        if name == "healthcheck":
+            return go_programs.build("healthcheck", progress, goarch=goarch)
+        return go_programs.build(program, progress, goarch=goarch, version=version)
 
     def assemble(folder: Path) -> None:
-        sources = {
-            "Dockerfile": ROOT / "images" / program / "Dockerfile",
-            "ca-certificates.crt": Path(certifi.where()),
-            "healthcheck": go_programs.build("healthcheck", progress, goarch=goarch),
-            program: go_programs.build(program, progress, goarch=goarch, version=version),
-        }
         for name, mode in contents.items():
-            shutil.copyfile(sources[name], folder / name)
+            shutil.copyfile(source(name), folder / name)
             # the image has the modes of this folder, whatever this user's umask
             (folder / name).chmod(mode)
 

@@ -27,8 +27,9 @@ MINIMUM = (3, 250, 0)
 _INSTALLER = "https://get.pulumi.com/install.sh"
 _INSTALL_TIMEOUT = 900.0
 _LANGUAGE_HOST = "pulumi-language-python"
-# the language host starts it by this name from beside itself or from PATH
-_LANGUAGE_EXEC = "pulumi-language-python-exec"
+# What goes with it, beside it or on PATH: what it starts to run a program, and the plugin that runs
+# the project's own resource provider (components/caddy_configuration.py).
+_WITH_LANGUAGE_HOST = ("pulumi-language-python-exec", "pulumi-resource-pulumi-python")
 
 # as a program of its own, since it offers neither a time limit nor a way to stop it
 _INSTALL_SCRIPT = """
@@ -180,10 +181,10 @@ def _language_host(command: Path, progress: Progress) -> tuple[Path, str]:
     # the official CLI has it beside the real file, which a link on PATH may point to
     for folder in dict.fromkeys([command.parent, command.resolve().parent]):
         host = folder / _LANGUAGE_HOST
-        if os.access(host, os.X_OK) and os.access(folder / _LANGUAGE_EXEC, os.X_OK):
+        if all(os.access(folder / name, os.X_OK) for name in (_LANGUAGE_HOST, *_WITH_LANGUAGE_HOST)):
             return host, ""
     found = shutil.which(_LANGUAGE_HOST)
-    if found and shutil.which(_LANGUAGE_EXEC):
+    if found and all(map(shutil.which, _WITH_LANGUAGE_HOST)):
         return Path(found), f"found at {found}"
     host = go_programs.build("pulumi-language-python", progress)
     return host, f"{go_programs.version_of('pulumi-language-python')} built from its Go module"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import runpy
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pulumi
 import yaml
@@ -59,6 +62,7 @@ _COMPUTED = {
     "PrimaryIp ipv6": {"ipAddress": "2001:db8:9::", "ipNetwork": "2001:db8:9::/64"},
     "RemoteImage derper": {"imageId": "sha256:derper"},
     "RemoteImage caddy": {"imageId": "sha256:caddy"},
+    "RemoteImage deliver": {"imageId": "sha256:deliver"},
 }
 
 
@@ -108,7 +112,9 @@ def declare(values: Mapping[str, Any], stack: str = "test") -> Declarations:
         assert isinstance(root, Stack)
         declarations.outputs = dict(root.outputs)
 
-    run()
+    # What the program leaves for its provider is not for the working tree.
+    with tempfile.TemporaryDirectory() as folder, mock.patch("delivery.content.PROJECT_FOLDER", Path(folder)):
+        run()
     declarations.outputs = {name: _known(value) for name, value in declarations.outputs.items()}
     return declarations
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from delivery import content_of
+from settings import read_stack_file
 from settings.base import PROJECT_FOLDER
 from tests.unit.declared import Declarations, declare_stack
 
@@ -73,12 +75,7 @@ SETTINGS: list[tuple[str, Any, Any]] = [
         lambda: compose_volumes("caddy"),
         ["./data/conf:/etc/caddy", "./data/srv:/srv", "caddy_data:/data", "caddy_config:/config"],
     ),
-    ("Caddyfile path", lambda: container("caddy")["uploads"][0]["file"], "/etc/caddy/Caddyfile"),
-    (
-        "Caddyfile",
-        lambda: container("caddy")["uploads"][0]["content"].expandtabs(4),
-        CADDYFILE,
-    ),
+    ("Caddyfile", lambda: content_of(read_stack_file("article"), "article").caddyfile.expandtabs(4), CADDYFILE),
 ]  # fmt: skip
 
 
@@ -91,5 +88,5 @@ def test_a_setting_of_the_article(setting: str, declared: Any, stated: Any) -> N
 def test_nothing_else_is_set_that_changes_how_a_container_runs(name: str) -> None:
     """Besides the article's settings: what the provider needs to stop a container in peace, and a label."""
     stated = {"image", "name", "restart", "networksAdvanced", "ports", "volumes"}
-    stated |= {"capabilities", "hosts", "uploads"} if name == "caddy" else {"envs"}
+    stated |= {"capabilities", "hosts"} if name == "caddy" else {"envs"}
     assert set(container(name)) - stated <= {"destroyGraceSeconds", "stopTimeout", "labels"}

@@ -34,6 +34,7 @@ def mounts(resource: Declared) -> dict[str, str]:
 
 def test_the_whole_of_a_stack() -> None:
     assert sorted(declare(MINIMAL).names()) == [
+        "derp-relays:components:CaddyConfiguration configuration",
         "derp-relays:components:CaddyProxy caddy",
         "derp-relays:components:DerperRelay derper",
         "derp-relays:components:LocalHost host",
@@ -42,6 +43,7 @@ def test_the_whole_of_a_stack() -> None:
         "docker:index/container:Container derper",
         "docker:index/network:Network network",
         "docker:index/remoteImage:RemoteImage caddy",
+        "docker:index/remoteImage:RemoteImage deliver",
         "docker:index/remoteImage:RemoteImage derper",
         "docker:index/volume:Volume caddy_config",
         "docker:index/volume:Volume caddy_data",
@@ -49,7 +51,9 @@ def test_the_whole_of_a_stack() -> None:
         "docker:index/volume:Volume caddy_srv",
         "docker:index/volume:Volume derp_certs",
         "docker:index/volume:Volume derp_data",
+        "pulumi-python:dynamic/caddy:Configuration configuration",
         "pulumi:providers:docker host",
+        "pulumi:providers:pulumi-python configuration",
         "pulumi:pulumi:Stack derp-relays-test",
     ]
 
@@ -127,7 +131,8 @@ def test_both_containers_restart_rotate_logs_end_in_peace_and_have_limits(name: 
     assert (inputs["destroyGraceSeconds"], inputs["stopTimeout"]) == (30, 30)
     assert (inputs["memory"], inputs["memorySwap"]) == (512, -1)
     assert "GOMEMLIMIT=460MiB" in inputs["envs"]
-    assert inputs["wait"]
+    # For Caddy waits who delivers its configuration: without one it may not run.
+    assert inputs.get("wait", False) == (name == "derper")
     assert inputs["healthcheck"]["tests"][0] == "CMD"
     assert inputs["labels"] == [{"label": "derp-relays.stack", "value": "test"}]
 
@@ -231,29 +236,35 @@ def test_caddy_has_its_ports_folders_capability_and_a_way_to_the_host() -> None:
     }
     assert caddy.inputs["capabilities"] == {"adds": ["CAP_NET_ADMIN"]}
     assert caddy.inputs["hosts"] == [{"host": "host.docker.internal", "ip": "host-gateway"}]
-    assert caddy.inputs["uploads"][0]["file"] == "/etc/caddy/Caddyfile"
-    assert "reverse_proxy derper" in caddy.inputs["uploads"][0]["content"]
+    assert "uploads" not in caddy.inputs
 
 
 def test_the_capability_can_be_withheld() -> None:
     assert "capabilities" not in container("caddy", caddy={"netAdmin": False}).inputs
 
 
-def test_folders_of_sites_and_certificates_are_mounted_read_only(tmp_path: Path) -> None:
-    for name in ("fullchain.pem", "privkey.pem"):
-        (tmp_path / name).write_text("")
-    caddy = container(
-        "caddy",
-        certificate={"source": "files", "folder": str(tmp_path)},
-        sites=[
-            {"names": ["blog.example.com"], "folder": str(tmp_path)},
-            {"names": ["in-volume.example.com"], "folder": "/srv/in-volume"},
-        ],
-    )
-    assert [volume for volume in caddy.inputs["volumes"] if volume.get("readOnly")] == [
-        {"hostPath": str(tmp_path), "containerPath": "/srv/blog.example.com", "readOnly": True},
-        {"hostPath": str(tmp_path), "containerPath": "/certificates", "readOnly": True},
-    ]
+def sites(count: int) -> list[dict[str, Any]]:
+    return [{"names": [f"site{n}.example.com"], "upstream": f"app{n}:8080"} for n in range(count)]
+
+
+def test_sites_cost_no_resources_and_no_change_of_the_container() -> None:
+    one, thousand = declare({**MINIMAL, "sites": sites(1)}), declare({**MINIMAL, "sites": sites(1000)})
+    assert one.names() == thousand.names()
+    assert one.one(":Container", "caddy").inputs == thousand.one(":Container", "caddy").inputs
+
+
+def test_folders_of_sites_are_data_and_no_mounts(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<h1>hello</h1>")
+    given = {**MINIMAL, "sites": [{"names": ["blog.example.com"], "folder": str(tmp_path)}]}
+    assert declare(given).one(":Container", "caddy").inputs == container("caddy").inputs
+
+
+def test_folders_that_cannot_be_served_stop_the_program_before_any_resource(tmp_path: Path) -> None:
+    (tmp_path / "passwd").symlink_to("/etc/passwd")
+    with pytest.raises(
+        pulumi.RunError, match=r"sites\[0\].folder: .*passwd links to /etc/passwd, which is outside"
+    ):
+        declare({**MINIMAL, "sites": [{"names": ["blog.example.com"], "folder": str(tmp_path)}]})
 
 
 def test_the_outputs_are_what_a_user_needs_next() -> None:

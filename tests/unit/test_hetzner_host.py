@@ -53,6 +53,7 @@ def urn(resource: Declared) -> str:
 
 def test_the_whole_of_a_server() -> None:
     assert sorted(name for name in declared().names() if "docker:index" not in name) == [
+        "derp-relays:components:CaddyConfiguration configuration",
         "derp-relays:components:CaddyProxy caddy",
         "derp-relays:components:DerperRelay derper",
         "derp-relays:components:HetznerHost host",
@@ -64,8 +65,10 @@ def test_the_whole_of_a_server() -> None:
         "hcloud:index/rdns:Rdns host-ipv6",
         "hcloud:index/server:Server host",
         "hcloud:index/sshKey:SshKey host",
+        "pulumi-python:dynamic/caddy:Configuration configuration",
         "pulumi:providers:docker host",
         "pulumi:providers:hcloud host",
+        "pulumi:providers:pulumi-python configuration",
         "pulumi:pulumi:Stack derp-relays-test",
     ]
 
@@ -242,9 +245,9 @@ def test_nothing_leads_to_ipv6_where_nothing_is_published_over_it() -> None:
 def test_every_docker_resource_lives_and_dies_with_the_server() -> None:
     found = declared()
     wanted = urn(found.one(":Server", "host"))
-    docker = [r for r in found.resources if r.type.startswith("docker:")]
-    assert len(docker) == 11
-    for resource in docker:
+    on_it = [r for r in found.resources if r.type.startswith(("docker:", "pulumi-python:"))]
+    assert len(on_it) == 13
+    for resource in on_it:
         assert resource.request.deletedWith == wanted, resource.name
 
 

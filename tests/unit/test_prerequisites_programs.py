@@ -147,6 +147,7 @@ def test_built_program_is_not_built_again() -> None:
 def language_host(program: Callable[..., Path], folder: str = "bin") -> None:
     program("pulumi-language-python", "", folder)
     program("pulumi-language-python-exec", "", folder)
+    program("pulumi-resource-pulumi-python", "", folder)
 
 
 def test_pulumi_on_path_with_its_language_host(program: Callable[..., Path]) -> None:

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// Caddy's default (caddyserver.com/docs/caddyfile/options#admin), on the loopback that is shared with it.
+const admin = "http://127.0.0.1:2019"
+
+const (
+	poll = 100 * time.Millisecond
+	// A configuration of thousands of sites is provisioned within seconds.
+	loadTimeout = 5 * time.Minute
+	dialTimeout = 3 * time.Second
+	dialsAtOnce = 64
+)
+
+type caddy struct{ http *http.Client }
+
+// answering returns Caddy once its admin API answers, within so many seconds.
+func answering(seconds float64) (*caddy, error) {
+	client := &http.Client{Timeout: loadTimeout}
+	deadline := time.Now().Add(time.Duration(seconds * float64(time.Second)))
+	for {
+		answer, err := client.Get(admin + "/config/admin")
+		if err == nil {
+			answer.Body.Close()
+			return &caddy{client}, nil
+		}
+		if time.Now().After(deadline) {
+			return nil, problem{"silent", err.Error()}
+		}
+		time.Sleep(poll)
+	}
+}
+
+// load has Caddy check the configuration and change over to it, or say why not and go on as it is.
+// One that is the same already changes nothing.
+func (c *caddy) load(text string) error {
+	answer, err := c.http.Post(admin+"/load", "text/caddyfile", strings.NewReader(text))
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	said, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return err
+	}
+	if answer.StatusCode == http.StatusOK {
+		return nil
+	}
+	var explained struct{ Error string }
+	if json.Unmarshal(said, &explained) != nil || explained.Error == "" {
+		explained.Error = answer.Status + ": " + string(said)
+	}
+	return problem{"refused", explained.Error}
+}
+
+// heap returns the bytes that Caddy's heap holds after a collection.
+func (c *caddy) heap() (uint64, error) {
+	if _, err := c.get("/debug/pprof/heap?gc=1"); err != nil {
+		return 0, err
+	}
+	told, err := c.get("/metrics")
+	if err != nil {
+		return 0, err
+	}
+	lines := bufio.NewScanner(strings.NewReader(told))
+	for lines.Scan() {
+		if value, found := strings.CutPrefix(lines.Text(), "go_memstats_heap_alloc_bytes "); found {
+			bytes, err := strconv.ParseFloat(value, 64)
+			return uint64(bytes), err
+		}
+	}
+	return 0, fmt.Errorf("Caddy's metrics have no go_memstats_heap_alloc_bytes")
+}
+
+func (c *caddy) get(path string) (string, error) {
+	answer, err := c.http.Get(admin + path)
+	if err != nil {
+		return "", err
+	}
+	defer answer.Body.Close()
+	said, err := io.ReadAll(answer.Body)
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = fmt.Errorf("Caddy's %s answers %s", path, answer.Status)
+	}
+	return string(said), err
+}
+
+// dial returns why addresses take no connection from here, which is where Caddy is.
+func dial(addresses []string) map[string]string {
+	reasons := make([]string, len(addresses))
+	var next atomic.Int64
+	finished := make(chan struct{})
+	workers := min(dialsAtOnce, len(addresses))
+	for range workers {
+		go func() {
+			for at := next.Add(1) - 1; at < int64(len(addresses)); at = next.Add(1) - 1 {
+				connection, err := net.DialTimeout("tcp", addresses[at], dialTimeout)
+				if err != nil {
+					reasons[at] = err.Error()
+				} else {
+					connection.Close()
+				}
+			}
+			finished <- struct{}{}
+		}()
+	}
+	for range workers {
+		<-finished
+	}
+	unanswered := map[string]string{}
+	for at, reason := range reasons {
+		if reason != "" {
+			unanswered[addresses[at]] = reason
+		}
+	}
+	return unanswered
+}

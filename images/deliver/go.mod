@@ -1,0 +1,3 @@
+module derp-relays/images/deliver
+
+go 1.26.6

@@ -1,0 +1,170 @@
+// Command deliver puts what belongs to a Caddy configuration in place, and has
+// Caddy take it. It runs in a container that shares Caddy's volumes and network,
+// without arguments: what to do is in a file, and so is what came of it.
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Where orders come in and results are left. No other process reads or writes there.
+const (
+	exchange = "/etc/caddy/.incoming"
+	order    = exchange + "/order.json"
+	result   = exchange + "/result.json"
+)
+
+// An Order says what to do. Do is "missing", "apply" or "dial".
+type Order struct {
+	Do string
+	// missing: SHA-256 sums of files, in hexadecimal
+	Files []string
+	// apply
+	Caddyfile string
+	Trees     []Tree
+	Private   []Private
+	// seconds for Caddy's admin API to answer; 0: Caddy does not run, and nothing is asked of it
+	Wait float64
+	// bytes that Caddy's heap may come to; 0: any number
+	HeapLimit uint64
+	// dial: addresses, HOST:PORT
+	Addresses []string
+}
+
+// A Tree is a folder of a site. Its path tells its content: one that is there is the same.
+type Tree struct {
+	Path  string
+	Files map[string]string // path in the tree: SHA-256
+	Links map[string]string // path in the tree: where it leads
+}
+
+// A Private is a folder of files for Caddy alone, such as keys. Its path tells its content too.
+type Private struct {
+	Path  string
+	Files map[string][]byte
+}
+
+// A Result says what came of an order.
+type Result struct {
+	// what stands in the way; Kind is "refused" for Caddy's own answer, "silent" if it gives none,
+	// "memory" for too little of it, "changed" for a file that came in otherwise, "failed" for the rest
+	Error, Kind string `json:",omitempty"`
+	// missing: those of the files that are not here
+	Missing []string `json:",omitempty"`
+	// apply: bytes of Caddy's heap before and after, collected
+	HeapBefore, HeapAfter uint64 `json:",omitempty"`
+	// dial: why an address does not answer
+	Unanswered map[string]string `json:",omitempty"`
+}
+
+// A problem is an error of a kind that who reads the result tells apart.
+type problem struct{ kind, said string }
+
+func (p problem) Error() string { return p.said }
+
+func main() {
+	done, err := carryOut()
+	if err != nil {
+		done.Kind, done.Error = "failed", err.Error()
+		var known problem
+		if errors.As(err, &known) {
+			done.Kind = known.kind
+		}
+	}
+	// Orders have what is nobody else's business.
+	_ = os.Remove(order)
+	said, err := json.Marshal(done)
+	if err == nil {
+		err = writeFile(result, said, 0o600)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func carryOut() (Result, error) {
+	var given Order
+	text, err := os.ReadFile(order)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := json.Unmarshal(text, &given); err != nil {
+		return Result{}, fmt.Errorf("%s: %w", order, err)
+	}
+	switch given.Do {
+	case "missing":
+		missing, err := missingOf(given.Files)
+		return Result{Missing: missing}, err
+	case "apply":
+		return apply(given)
+	case "dial":
+		return Result{Unanswered: dial(given.Addresses)}, nil
+	}
+	return Result{}, fmt.Errorf("there is no order %q", given.Do)
+}
+
+// apply lets Caddy see either all of the old or all of the new: data that is new stands beside the
+// old until Caddy has taken the configuration that names it.
+func apply(given Order) (Result, error) {
+	if err := adoptIncoming(); err != nil {
+		return Result{}, err
+	}
+	done, err := load(given)
+	if err != nil {
+		// What the configuration that goes on serving does not name is of no use. That it could not
+		// be removed is no news beside the error.
+		_ = removeUnnamed()
+		return done, err
+	}
+	return done, removeUnnamed()
+}
+
+func load(given Order) (Result, error) {
+	for _, tree := range given.Trees {
+		if err := place(tree.Path, tree.write); err != nil {
+			return Result{}, err
+		}
+	}
+	for _, private := range given.Private {
+		if err := place(private.Path, private.write); err != nil {
+			return Result{}, err
+		}
+	}
+	var done Result
+	if given.Wait > 0 {
+		caddy, err := answering(given.Wait)
+		if err != nil {
+			return done, err
+		}
+		if done.HeapBefore, err = caddy.heap(); err != nil {
+			return done, err
+		}
+		if given.HeapLimit > 0 && done.HeapBefore > given.HeapLimit {
+			return done, problem{"memory", fmt.Sprintf("%d bytes of %d", done.HeapBefore, given.HeapLimit)}
+		}
+		if err := caddy.load(given.Caddyfile); err != nil {
+			return done, err
+		}
+		if done.HeapAfter, err = caddy.heap(); err != nil {
+			return done, err
+		}
+	}
+	// Only now: Caddy reads it when it starts, and must never find there what it refuses.
+	return done, replaceFile(caddyfile, []byte(given.Caddyfile))
+}
+
+func replaceFile(path string, content []byte) error {
+	next := filepath.Join(exchange, filepath.Base(path))
+	if err := writeFile(next, content, 0o644); err != nil {
+		return err
+	}
+	if err := os.Rename(next, path); err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(path))
+}
