@@ -90,6 +90,8 @@ def _built(progress: Progress) -> None:
         lambda: image_contexts.fill("derper", progress, goarch=goarch),
         lambda: image_contexts.fill("caddy", progress, goarch=goarch),
         lambda: go_programs.build("derpprobe", progress),
+        lambda: go_programs.build("sessions", progress),
+        lambda: go_programs.build("http3", progress),
     ]
     for step in steps:
         step()

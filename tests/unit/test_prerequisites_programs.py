@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import socket
 import sys
 import threading
@@ -111,6 +112,25 @@ def test_every_program_is_pinned_and_its_go_can_be_brought() -> None:
     assert go_programs.version_of("derper") == pinned_version("derper")
     assert go_programs.version_of("caddy") == pinned_version("caddy")
     assert go_programs._numbers(go_programs.version_of("pulumi")) == pulumi_cli.MINIMUM
+
+
+@pytest.mark.parametrize(
+    ("client", "relay", "module"),
+    [
+        ("bench/sessions", "tools/derper", "tailscale.com"),
+        ("bench/http3", "tools/caddy", "github.com/quic-go/quic-go"),
+    ],
+)
+def test_clients_of_the_tests_are_made_of_the_versions_that_relays_run(
+    client: str, relay: str, module: str
+) -> None:
+    def versions(folder: str) -> dict[str, str]:
+        text = (ROOT / folder / "go.mod").read_text()
+        return dict(re.findall(r"^(?:require)?\s*(\S+\.\S+) (v\S+)", text, re.MULTILINE))
+
+    theirs, ours = versions(relay), versions(client)
+    assert ours[module] == theirs[module]
+    assert {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]} == set()
 
 
 def test_where_a_program_is_built_to_tells_all_that_goes_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
