@@ -8,14 +8,13 @@ import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from relayctl.prerequisites import go_programs
 from relayctl.prerequisites.progress import Progress
 
 
-def program(name: Literal["derper", "caddy"]) -> str:
-    """Return the path of ``derper`` or ``caddy``, built from the pinned module unless it is cached."""
+def program(name: go_programs.Name) -> str:
+    """Return the path of a program such as ``derper``, built from its pinned modules unless it is cached."""
     return str(go_programs.build(name, Progress()))
 
 
