@@ -1,6 +1,6 @@
 # Every target is thin: setup.sh makes .venv as the lock files say, the rest is done from it.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down rebuild sandbox-up sandbox-down test test-unit test-engine test-relay test-regions test-live prepare-tests lint format lock
+.PHONY: help setup preview up down rebuild sandbox-up sandbox-down test test-unit test-engine test-relay test-regions test-live prepare-tests lint format lock
 
 PYTHON := .venv/bin/python
 # whose file is stacks/Pulumi.$(STACK).yaml
@@ -10,6 +10,7 @@ ARGS ?=
 
 help:
 	@echo "make up      bring up a relay behind Caddy on this machine, and check it (STACK=name: that stack)"
+	@echo "make preview STACK=name   show what make up would change, and whether relay sessions would end"
 	@echo "make down    remove all that it made but certificates and keys (ARGS=--volumes: these too)"
 	@echo "make rebuild STACK=name   make that stack's server anew, with its addresses, certificates and keys"
 	@echo "make sandbox-up REGION=eu-nuremberg   show a whole region on this machine; sandbox-down removes it"
@@ -23,7 +24,7 @@ sandbox-up sandbox-down:
 	@./setup.sh --dev
 	@$(PYTHON) -m sandbox $(@:sandbox-%=%) $(REGION) $(ARGS)
 
-setup up down rebuild:
+setup preview up down rebuild:
 	@./setup.sh
 	@$(PYTHON) -m relayctl $@ $(STACK) $(ARGS)
 

@@ -25,6 +25,7 @@ import probe
 from images import built_image
 from probe.__main__ import findings_table
 from relayctl import failure, hetzner, hosts, local_stack, preflight, pulumi_process, relay_check
+from relayctl.plan import Plan, Sessions
 from relayctl.prerequisites import (
     cache,
     image_contexts,
@@ -51,11 +52,13 @@ def main() -> None:
 
 @main.command()
 @click.argument("stack", default=local_stack.NAME)
-def up(stack: str) -> None:
+@click.option("--keep-sessions", is_flag=True, help="Change nothing if relay sessions would or may end.")
+def up(stack: str, *, keep_sessions: bool) -> None:
     """Bring up the relay of STACK (by default this machine's), and check it as a client would.
 
     What is missing on this machine is brought: Pulumi, its plugins, a Docker
-    Engine, the images. A second run takes seconds.
+    Engine, the images. A second run takes seconds. What it changes of a relay that
+    is there, and whether sessions end by it, is told before.
     """
     with _errors_for_people() as progress:
         _write_local_stack(stack, progress)
@@ -63,8 +66,25 @@ def up(stack: str) -> None:
         host = hosts.of(settings, progress)
         with _opened(stack, settings, host, progress) as opened:
             settings = host.prepare(opened, _where(stack), going_up=True)
-            running = _bring_up(opened, host, settings, progress)
+            running = _bring_up(opened, host, settings, progress, keep_sessions=keep_sessions)
         _check_and_tell(stack, settings, running, progress)
+
+
+@main.command()
+@click.argument("stack", default=local_stack.NAME)
+def preview(stack: str) -> None:
+    """Tell what `up` would change of STACK, and whether relay sessions would end. Nothing is changed."""
+    with _errors_for_people() as progress:
+        if stack == local_stack.NAME and not stack_file(stack).exists():
+            progress.say(f"{_where(stack)} is not there yet: `{_make('up', stack)}` writes it.")
+            return
+        settings = read_stack_file(stack)
+        host = hosts.of(settings, progress)
+        try:
+            with _opened(stack, settings, host, progress, make=False) as opened:
+                _tell_plan(opened, progress, refresh=not _is_as_known(opened, host))
+        except StackMissingError:
+            progress.say(f"Pulumi knows of no stack {stack}: `{_make('up', stack)}` makes all of it.")
 
 
 @main.command()
@@ -164,21 +184,36 @@ class _Running:
     root: Path | None
 
 
-def _bring_up(opened: RelayStack, host: hosts.StackHost, settings: Settings, progress: Progress) -> _Running:
-    """Bring the stack up."""
+def _bring_up(
+    opened: RelayStack,
+    host: hosts.StackHost,
+    settings: Settings,
+    progress: Progress,
+    *,
+    keep_sessions: bool = False,
+) -> _Running:
+    """Bring the stack up; tell before what that changes of a relay that is there.
+
+    With ``keep_sessions``, raises ``PrerequisiteError`` instead of ending sessions.
+    """
     stack = opened.name
     with host.engine(opened) as client:
         _bring_images(stack, settings, host.goarch, client, progress)
-        _see_that_it_fits(opened, settings, client, progress)
+        known = _see_that_it_fits(opened, settings, client, progress)
+        answers = client is not None
+    if known.containers:
+        with _failures_explained(opened, host, settings):
+            # Providers have nobody to ask before the engine answers; the update waits for it.
+            plan = _tell_plan(opened, progress) if answers else None
+        if keep_sessions:
+            _check_sessions_are_kept(stack, plan)
     host.put_back(opened)
-    try:
-        with progress.step(f"Bringing up the stack {stack}"), opened.changes_noted():
-            opened.up()
-    except UpdateFailedError as error:
-        with host.engine(opened) as client:
-            if client is None:
-                raise
-            raise failure.explained(error, stack, settings, client) from error
+    with (
+        _failures_explained(opened, host, settings),
+        progress.step(f"Bringing up the stack {stack}"),
+        opened.changes_noted(),
+    ):
+        opened.up()
     outputs = opened.outputs()
     with host.engine(opened) as client:
         if client is None:
@@ -187,6 +222,48 @@ def _bring_up(opened: RelayStack, host: hosts.StackHost, settings: Settings, pro
             )
         root = relay_check.save_root_certificate(settings, stack, client)
     return _Running(outputs, host.addresses(outputs), root)
+
+
+@contextlib.contextmanager
+def _failures_explained(opened: RelayStack, host: hosts.StackHost, settings: Settings) -> Iterator[None]:
+    """Add what the engine shows to an ``UpdateFailedError`` of the block."""
+    try:
+        yield
+    except UpdateFailedError as error:
+        with host.engine(opened) as client:
+            if client is None:
+                raise
+            raise failure.explained(error, opened.name, settings, client) from error
+
+
+def _tell_plan(opened: RelayStack, progress: Progress, *, refresh: bool = False) -> Plan:
+    """Show what an update would change, and return it."""
+    with progress.step(f"Seeing what changes in the stack {opened.name}"):
+        plan = Plan.of(opened.preview(refresh=refresh))
+    progress.console.print(plan.told(), soft_wrap=True)
+    return plan
+
+
+def _check_sessions_are_kept(stack: str, plan: Plan | None) -> None:
+    """Raise ``PrerequisiteError`` if sessions would end, or may; without ``plan`` nobody knows."""
+    if plan is not None and plan.sessions not in (Sessions.END, Sessions.UNKNOWN):
+        return
+    nobody_knows = ("the engine does not answer, so that nobody can tell before",)
+    reasons = nobody_knows if plan is None else plan.reasons
+    would = "would" if plan is not None and plan.sessions is Sessions.END else "may"
+    raise PrerequisiteError(
+        "\n  ".join([f"relay sessions of {stack} {would} end; nothing was changed", *reasons]),
+        f"take the edit back; or run `{_make('up', stack)}` without --keep-sessions, when it suits",
+    )
+
+
+def _is_as_known(opened: RelayStack, host: hosts.StackHost) -> bool:
+    """Tell whether this machine has what the state knows of; of a server only an update asks that."""
+    if not isinstance(host, hosts.ThisMachine):
+        return True
+    with host.engine(opened) as client:
+        known = preflight.Known.from_deployment(opened.deployment())
+        return client is None or known.all_there(client)
 
 
 def _check_and_tell(stack: str, settings: Settings, running: _Running, progress: Progress) -> None:
@@ -324,14 +401,14 @@ def _opened(
 
 def _see_that_it_fits(
     opened: RelayStack, settings: Settings, client: docker.DockerClient | None, progress: Progress
-) -> None:
+) -> preflight.Known:
     """Raise ``PrerequisiteError`` if the engine has what is in the way; tell what is taken over.
 
-    Without ``client`` there is no engine yet, and so nothing on it.
+    Without ``client`` there is no engine yet, and so nothing on it. Returns what the state knows of.
     """
     known = _true_state(opened, client, progress)
     if client is None:
-        return
+        return known
     preflight.check(settings, known, client, _where(opened.name))
     going = preflight.networks_that_would_go(opened.name, settings, known, client)
     preflight.check_networks_are_free(going, client)
@@ -342,6 +419,7 @@ def _see_that_it_fits(
             " If they are not this stack's, stop now and set volumes.prefix in"
             f" {_where(opened.name)}."
         )
+    return known
 
 
 def _true_state(

@@ -138,6 +138,8 @@ class RelayStack:
         """
         self.name = name
         self.progress = progress
+        # A preview and its update warn of the same.
+        self._warned: set[str] = set()
         self._copy = state_copy(name)
         self._unfinished = self._copy.with_suffix(".unfinished")
         # The command is found by PATH, as its language host is.
@@ -321,6 +323,29 @@ class RelayStack:
         # The copy is now of what runs, and would be gone on from without a change.
         self.deployment()
 
+    def preview(self, *, refresh: bool = False) -> list[automation.EngineEvent]:
+        """Return the engine's events of a preview of `up`, which changes nothing.
+
+        With ``refresh`` it is of what there is, instead of what the state says.
+        Raises ``UpdateFailedError`` if that fails, as `up` would or for a reason of its own.
+        """
+        events: list[automation.EngineEvent] = []
+
+        def look(event: Callable[[automation.EngineEvent], None]) -> None:
+            events.clear()
+
+            def note(each: automation.EngineEvent) -> None:
+                events.append(each)
+                event(each)
+
+            self._stack.preview(on_event=note, color="never", refresh=refresh or None)
+
+        self._changing(
+            lambda _, event: look(event),
+            "see to what is said above, then run it again: nothing was changed",
+        )
+        return events
+
     def outputs(self) -> dict[str, Any]:
         """Return the stack's outputs by name."""
         found = self._locked(self._stack.outputs, "see Pulumi's message; then run it again")
@@ -370,7 +395,7 @@ class RelayStack:
         mend: str,
     ) -> T:
         """Do ``action`` with the means to show what it does; keep its errors for the end."""
-        account = _Account(self.progress)
+        account = _Account(self.progress, self._warned)
         try:
             return self._locked(lambda: action(account.line, account.event), mend)
         except UpdateFailedError as error:
@@ -452,8 +477,10 @@ def without(resources: Sequence[Mapping[str, Any]], urn: str) -> list[dict[str, 
 class _Account:
     """What Pulumi says of an update: its steps, shown as they come, and its errors, kept."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, warned: set[str] | None = None) -> None:
+        """Show what comes; what is in ``warned`` was told, and is not once more."""
         self.errors: dict[str, None] = {}
+        self._warned = set() if warned is None else warned
         self._printed: list[str] = []
         self._progress = progress
         self._repeats = False
@@ -484,7 +511,8 @@ class _Account:
         if said.severity == "info" and _COMPONENT in (said.urn or ""):
             # What the program tells of its wait for a server.
             self._progress.say(f"  {text}")
-        if said.severity == "warning" and not _ON_PATH.search(text):
+        if said.severity == "warning" and not _ON_PATH.search(text) and text not in self._warned:
+            self._warned.add(text)
             self._progress.warn(text)
         if said.severity == "error":
             kind, _, name = (said.urn or "").rpartition("::")
@@ -493,7 +521,8 @@ class _Account:
 
     def told(self) -> str:
         """Return the errors; that there was one is not worth a line where there is another."""
-        told = "\n".join([error for error in self.errors if error != "update failed"] or self.errors)
+        said_anyway = ("update failed", "preview failed")
+        told = "\n".join([error for error in self.errors if error not in said_anyway] or self.errors)
         # The reason why the program ended is in what it printed; otherwise Pulumi ended it.
         by_itself = "program exited with" in told
         printed = indented(last_lines("\n".join(self._printed)))

@@ -1,0 +1,388 @@
+"""What an update would change, and whether relay sessions outlive it, as the engine's preview tells."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Literal
+
+from pulumi.automation import EngineEvent, OpType, StepEventMetadata
+from rich.text import Text
+
+Operation = Literal["delete", "replace", "update", "create"]
+
+# What a preview has in place of a value that is known after the update alone:
+# https://github.com/pulumi/pulumi/blob/v3.250.0/sdk/go/common/resource/plugin/rpc.go
+_UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
+
+_STACK = "pulumi:pulumi:Stack"
+_COMPONENT = "derp-relays:components:"
+_CONTAINER = "docker:index/container:Container"
+_IMAGE = "docker:index/remoteImage:RemoteImage"
+_NETWORK = "docker:index/network:Network"
+_VOLUME = "docker:index/volume:Volume"
+_ENGINE = "pulumi:providers:docker"
+_CONFIGURATION = "pulumi-python:dynamic/caddy:Configuration"
+_SERVER = "hcloud:index/server:Server"
+_ADDRESS = "hcloud:index/primaryIp:PrimaryIp"
+
+# A session goes through the containers of both.
+_RELAY = ("derper", "caddy")
+# What sessions need to stay as it is: causes before what follows from them.
+_CARRIES_SESSIONS = (_SERVER, _ADDRESS, _NETWORK, _VOLUME, _CONTAINER)
+# Changes in place for which Hetzner's provider switches the server off:
+# https://github.com/hetznercloud/terraform-provider-hcloud/blob/v1.66.1/internal/server/resource.go
+_SWITCHES_OFF = {"serverType", "publicNets"}
+# Compared by a trigger, which a preview does not name (components.container, components.network).
+_COMPARED_BY_TRIGGER = {_CONTAINER: "published ports", _NETWORK: "subnet"}
+
+# By type, and for some by type and logical name.
+_NAMES = {
+    f"{_CONTAINER}::derper": "derper's container",
+    f"{_CONTAINER}::caddy": "Caddy's container",
+    f"{_IMAGE}::derper": "derper's image",
+    f"{_IMAGE}::caddy": "Caddy's image",
+    f"{_IMAGE}::deliver": "the image that delivers Caddy's configuration",
+    _NETWORK: "the network",
+    _VOLUME: "the volume {name}",
+    _CONFIGURATION: "Caddy's configuration",
+    _ENGINE: "the connection to Docker",
+    _SERVER: "the server",
+    _ADDRESS: "the {name} address",
+    _STACK: "the stack's outputs",
+    "hcloud:index/firewall:Firewall": "the firewall",
+    "hcloud:index/rdns:Rdns": "reverse DNS {name}",
+    "hcloud:index/sshKey:SshKey": "the SSH key at Hetzner",
+    "hcloud:index/zoneRrset:ZoneRrset": "the DNS record {name}",
+    "pulumi:providers:hcloud": "the connection to Hetzner",
+    "pulumi:providers:pulumi-python": "what delivers Caddy's configuration",
+}
+
+_ORDER: Sequence[Operation] = ("delete", "replace", "update", "create")
+_DONE: Mapping[Operation, str] = {
+    "delete": "removed",
+    "replace": "replaced",
+    "update": "changed",
+    "create": "made",
+}
+_STYLES: Mapping[Operation, str] = {"delete": "red", "replace": "yellow", "update": "cyan", "create": "green"}
+# Sites, reasons, or resources with the same change, to name before the rest is counted.
+_NAMED = 3
+
+
+class Sessions(enum.Enum):
+    """What becomes of the sessions that clients have with the relay."""
+
+    END = "end"
+    UNKNOWN = "unknown"
+    KEPT = "kept"
+    NONE_YET = "none yet"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One resource that an update would change.
+
+    ``name`` is for people. ``properties`` has the names, never the values, of
+    what it is changed or replaced for, and what comes of that; for Caddy's
+    configuration it has the names of sites. ``type`` is Pulumi's.
+    """
+
+    operation: Operation
+    name: str
+    properties: tuple[str, ...] = ()
+    type: str = field(default="", compare=False)
+
+    def what(self) -> tuple[Operation, str, tuple[str, ...]]:
+        """Return all but whose it is."""
+        return self.operation, self.type, self.properties
+
+    def sentence(self) -> str:
+        """Return the change in words, without a full stop."""
+        told = f" ({', '.join(self.properties)})" if self.properties else ""
+        return f"{self.name} is {_DONE[self.operation]}{told}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an update would change, what matters most first, and what becomes of sessions.
+
+    ``reasons`` tell why sessions end, or may end; ``server_is_away`` whether the
+    whole server is meanwhile. ``lasting`` is how long sessions that are kept
+    outlive the reload of Caddy's configuration, as ``caddy.streamCloseDelay``
+    has it; None without a reload.
+    """
+
+    changes: tuple[Change, ...] = ()
+    sessions: Sessions = Sessions.KEPT
+    reasons: tuple[str, ...] = ()
+    server_is_away: bool = False
+    lasting: str | None = None
+
+    @classmethod
+    def of(cls, events: Iterable[EngineEvent]) -> Plan:
+        """Return the plan that a preview's ``events`` make up. No value that may be secret is in it."""
+        resources = _resources(events)
+        effects = sorted(_effects(resources), key=_Effect.rank)
+        changes = tuple(each.change for each in effects)
+        relay = [resources.get((_CONTAINER, name)) for name in _RELAY]
+        if not all(container is not None and container.is_there() for container in relay):
+            return cls(changes, Sessions.NONE_YET)
+        sessions = effects[0].sessions if effects else Sessions.KEPT
+        causes = [each for each in effects if each.sessions is sessions and each.reason]
+        server_is_away = bool(causes) and causes[0].resource.type == _SERVER
+        delays = [each.resource.close_delay() for each in effects if each.resource.type == _CONFIGURATION]
+        return cls(
+            changes,
+            sessions,
+            # With the server goes all that is on it.
+            tuple(each.reason for each in (causes[:1] if server_is_away else causes)),
+            server_is_away,
+            next(iter(delays), None) if sessions is Sessions.KEPT else None,
+        )
+
+    def told(self) -> Text:
+        """Return the plan for people: a line for each change, or for many alike, and one for the sessions."""
+        if not self.changes:
+            return Text("Nothing to change.")
+        text = Text()
+        for (operation, _, properties), found in groupby(self.changes, Change.what):
+            alike = [change.name for change in found]
+            if len(alike) > _NAMED:
+                alike = [f"{alike[0]} and {len(alike) - 1} more like it"]
+            told = f": {', '.join(properties)}" if properties else ""
+            for name in alike:
+                text.append(f"  {operation:<8}", style=_STYLES[operation])
+                text.append(f"{name}{told}\n")
+        return text.append(self._outcome(), style="bold")
+
+    def _outcome(self) -> str:
+        reasons = "; ".join(_named(self.reasons))
+        match self.sessions:
+            case Sessions.END:
+                back = "once the server is back" if self.server_is_away else "within seconds"
+                return f"Relay sessions will end: {reasons}. Clients come back by themselves {back}."
+            case Sessions.UNKNOWN:
+                return f"Relay sessions may end: {reasons}."
+            case Sessions.NONE_YET:
+                return "Relay sessions: none, since the relay does not run yet"
+            case Sessions.KEPT:
+                lasting = f", up to {self.lasting} (caddy.streamCloseDelay)" if self.lasting else ""
+                return f"Relay sessions: kept{lasting}"
+
+
+@dataclass
+class _Resource:
+    """A resource by its steps: a replacement has two or three, any other change one."""
+
+    type: str
+    name: str
+    steps: list[StepEventMetadata] = field(default_factory=list)
+    registered: StepEventMetadata | None = None
+    """What is known at its end; for the stack, whose outputs come last, with these."""
+
+    def operation(self) -> Operation | None:
+        if self._has(OpType.REPLACE, OpType.CREATE_REPLACEMENT):
+            return "replace"
+        if self._has(OpType.DELETE, OpType.DELETE_REPLACED):
+            return "delete"
+        if self._has(OpType.CREATE, OpType.IMPORT):
+            return "create"
+        return "update" if self._has(OpType.UPDATE) or self._changed_without_a_step() else None
+
+    def _has(self, *operations: OpType) -> bool:
+        return any(step.op in operations for step in self.steps)
+
+    def is_left_over(self) -> bool:
+        """Tell whether only the old one goes: its replacement was interrupted once the new one was made."""
+        return self.operation() == "delete" and not self._has(OpType.DELETE)
+
+    def is_there(self) -> bool:
+        """Tell whether it is there before the update; of a container, whether it runs."""
+        if self.operation() == "replace":
+            # A replacement that was interrupted may have removed it.
+            return self._has(OpType.DELETE_REPLACED)
+        # An update starts a container that it finds stopped.
+        return self.operation() != "create" and "mustRun" not in self.changed()
+
+    def change(self) -> Change | None:
+        operation = self.operation()
+        exports_alone = self.type == _STACK and operation != "update"
+        if operation is None or exports_alone or self.type.startswith(_COMPONENT):
+            return None
+        by_type = _NAMES.get(self.type, f"{self.type.rpartition(':')[2]} {{name}}").format(name=self.name)
+        name = _NAMES.get(f"{self.type}::{self.name}", by_type)
+        if self.is_left_over():
+            return Change(operation, f"{name} of before an update that was interrupted", type=self.type)
+        return Change(operation, name, tuple(self._properties(operation)), self.type)
+
+    def _properties(self, operation: Operation) -> Iterator[str]:
+        if self.type == _CONFIGURATION:
+            yield from self._sites()
+        elif operation == "replace":
+            yield from self.replaced_for() or filter(None, [_COMPARED_BY_TRIGGER.get(self.type)])
+        elif operation == "update":
+            yield from self.changed()
+        if self.type == _VOLUME and operation in ("replace", "delete"):
+            yield "its data is lost"
+
+    def replaced_for(self) -> list[str]:
+        return _properties(key for step in self.steps for key in step.keys or ())
+
+    def changed(self) -> list[str]:
+        found = _properties(key for step in self.steps for key in step.diffs or ())
+        # Of some resources Pulumi also names what is only not known before the update.
+        given = {*self._inputs("old"), *self._inputs("new")}
+        return [name for name in found if name in given] or found or self._changed_without_a_step()
+
+    def _changed_without_a_step(self) -> list[str]:
+        """Return what changes of a resource that counts as the same: the stack's outputs, and protection."""
+        if self.type == _STACK:
+            return self._outputs_changed()
+        same = [(step.old, step.new) for step in self.steps if step.op == OpType.SAME]
+        flipped = any(old and new and bool(old.protect) != bool(new.protect) for old, new in same)
+        return ["protection"] if flipped else []
+
+    def _outputs_changed(self) -> list[str]:
+        if self.registered is None:
+            return []
+        states = (self.registered.old, self.registered.new)
+        old, new = ((state and state.outputs) or {} for state in states)
+        return [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+
+    def cannot_be_compared(self) -> bool:
+        """Tell whether an update is only assumed, since its provider is not known before."""
+        # Without a difference Pulumi also goes on waiting for what was not well when it was made.
+        waits = any(step.old and step.old.init_errors for step in self.steps)
+        return not self.changed() and not waits
+
+    def may_stay(self, image: _Resource | None) -> bool:
+        """Tell whether a container is replaced only for values that may turn out to be as they were."""
+        wanted = [step.new.inputs or {} for step in self.steps if step.new]
+        replaced_for = self.replaced_for()
+        unknown = all(_has_unknown(inputs.get(name)) for inputs in wanted for name in replaced_for)
+        return bool(replaced_for) and unknown and (image is None or not image.is_another_image())
+
+    def is_another_image(self) -> bool:
+        """Tell whether an image gets a name that is another image's. Two names may have one digest."""
+        names = {str(self._inputs(which).get("name")) for which in ("old", "new")}
+        digests = {name.partition("@")[2] for name in names}
+        return len(names) > 1 and (len(digests) > 1 or digests == {""})
+
+    def close_delay(self) -> str | None:
+        """Return how long sessions outlive the configuration that Caddy has now, as its settings had it."""
+        delay = self._inputs("old").get("streamCloseDelay")
+        return None if delay is None else str(delay)
+
+    def _sites(self) -> Iterator[str]:
+        # Not known before the update, they would be no mapping.
+        before, after = (self._inputs(which).get("sites") for which in ("old", "new"))
+        if not isinstance(after, Mapping):
+            return
+        old = before if isinstance(before, Mapping) else {}
+        # Pulumi adds names of its own, such as __defaults.
+        new = {name: digest for name, digest in after.items() if not name.startswith("__")}
+        for how, names in (
+            ("added", new.keys() - old.keys()),
+            ("changed", {name for name in new.keys() & old.keys() if new[name] != old[name]}),
+            ("removed", {name for name in old.keys() - new.keys() if not name.startswith("__")}),
+        ):
+            if names:
+                count = "1 site" if len(names) == 1 else f"{len(names)} sites"
+                yield f"{count} {how} ({', '.join(_named(sorted(names)))})"
+
+    def _inputs(self, which: Literal["old", "new"]) -> Mapping[str, Any]:
+        states = [getattr(step, which) for step in self.steps]
+        return next((state.inputs or {} for state in states if state), {})
+
+
+def _resources(events: Iterable[EngineEvent]) -> dict[tuple[str, str], _Resource]:
+    """Return the resources that ``events`` tell of, by type and logical name."""
+    found: dict[tuple[str, str], _Resource] = {}
+    for event in events:
+        told = event.resource_pre_event or event.res_outputs_event
+        if told is None:
+            continue
+        step = told.metadata
+        if step.op == OpType.REFRESH:
+            # What changes is told from what was found on.
+            continue
+        name = step.urn.rpartition("::")[2]
+        resource = found.setdefault((step.type, name), _Resource(step.type, name))
+        if event.resource_pre_event is None:
+            resource.registered = step
+        else:
+            resource.steps.append(step)
+    return found
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """A change, and what it does to the sessions that there are, and why."""
+
+    resource: _Resource
+    change: Change
+    sessions: Sessions
+    reason: str
+
+    def rank(self) -> tuple[int, int, int, str]:
+        """Return what sorts changes: first what ends sessions, and causes before what follows from them."""
+        type_ = self.resource.type
+        carries = _CARRIES_SESSIONS.index(type_) if type_ in _CARRIES_SESSIONS else len(_CARRIES_SESSIONS)
+        ending = list(Sessions).index(self.sessions)
+        by_cause = carries if self.reason else 0
+        return ending, by_cause, _ORDER.index(self.change.operation), self.change.name
+
+
+def _effects(resources: Mapping[tuple[str, str], _Resource]) -> Iterator[_Effect]:
+    for resource in resources.values():
+        change = resource.change()
+        if change is not None:
+            image = resources.get((_IMAGE, resource.name))
+            told = _consequences(resource, change, image)
+            yield _Effect(resource, change, *next(told, (Sessions.KEPT, "")))
+
+
+def _consequences(
+    resource: _Resource, change: Change, image: _Resource | None
+) -> Iterator[tuple[Sessions, str]]:
+    """Yield what ``change`` does to sessions, and why, unless it keeps them; ``image`` is a container's."""
+    type_, operation = resource.type, change.operation
+    if type_ == _SERVER and operation == "update" and not _SWITCHES_OFF.isdisjoint(change.properties):
+        told = ", ".join(change.properties)
+        yield Sessions.END, f"the server is switched off meanwhile ({told})"
+    if type_ == _CONFIGURATION and resource.close_delay() == "0":
+        yield Sessions.END, "Caddy's configuration is reloaded, and caddy.streamCloseDelay was 0"
+    if type_ == _ENGINE and "host" in resource.changed():
+        yield Sessions.UNKNOWN, "Docker is reached at another address"
+    if type_ not in _CARRIES_SESSIONS or resource.is_left_over():
+        return
+    if operation == "update" and resource.cannot_be_compared():
+        yield Sessions.UNKNOWN, f"{change.name} cannot be compared before the update"
+    if operation in ("replace", "delete"):
+        if type_ == _CONTAINER and resource.may_stay(image):
+            yield Sessions.UNKNOWN, f"{change.sentence()}, unless it turns out to be the same"
+        else:
+            yield Sessions.END, change.sentence()
+
+
+def _properties(paths: Iterable[str]) -> list[str]:
+    """Return the properties that ``paths``, such as ``envs[0]``, lead into; Pulumi's own are left out."""
+    names = {re.split(r"[.\[]", path)[0] for path in paths}
+    return sorted(name for name in names if name and not name.startswith("__"))
+
+
+def _named(told: Sequence[str]) -> list[str]:
+    rest = len(told) - _NAMED
+    return [*told[:_NAMED], f"{rest} more"] if rest > 0 else list(told)
+
+
+def _has_unknown(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_has_unknown(each) for each in value.values())
+    if isinstance(value, list):
+        return any(_has_unknown(each) for each in value)
+    return bool(value == _UNKNOWN)
