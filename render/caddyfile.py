@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from settings import Folder, Redirect, Settings, Site, Upstream
+from settings.site import SECRET, hash_algorithm
+from settings.snippet import tokens
 
 # Let's Encrypt's staging directory (letsencrypt.org/docs/staging-environment).
 ACME_STAGING = "https://acme-staging-v02.api.letsencrypt.org/directory"
-
-# Where the certificate source `files` has the host's folder in the container.
-CERTIFICATE_FOLDER = "/certificates"
 
 
 @dataclass(frozen=True)
@@ -36,22 +35,24 @@ def caddyfile(settings: Settings, places: Places) -> str:
     With ports 80 and 443, ACME and no further options it is the three lines
     that Caddy needs to put a relay on the net.
     """
-    blocks = [_block("", _global_options(settings)), _relay(settings, places)]
+    tls = _tls(settings, places)
+    blocks = [_block("", _global_options(settings)), _relay(settings, tls)]
     if settings.caddy.answer_by_address:
         blocks.append(_port_80(settings))
     else:
         blocks.append(_redirect_to_port([settings.domain], settings))
     for site in settings.sites:
-        blocks.append(_block(", ".join(site.names), [*_tls(settings, places), *_serves(site, places)]))
+        blocks.append(_block(", ".join(site.names), [*tls, *_site(site, places)]))
         blocks.append(_redirect_to_port(site.names, settings))
     return "\n".join(block for block in blocks if block)
 
 
 def _block(head: str, body: list[str]) -> str:
-    if not body:
-        return ""
-    lines = [f"{head} {{" if head else "{", *(f"\t{line}" for line in body), "}"]
-    return "\n".join(lines) + "\n"
+    return "\n".join(_nested(head, body)) + "\n" if body else ""
+
+
+def _nested(head: str, body: Iterable[str]) -> list[str]:
+    return [f"{head} {{".lstrip(), *(f"\t{line}" for line in body), "}"]
 
 
 def _global_options(settings: Settings) -> list[str]:
@@ -77,8 +78,8 @@ def _port(settings: Settings) -> str:
     return "" if port == 443 else f":{port}"  # noqa: PLR2004 - the port that https implies
 
 
-def _relay(settings: Settings, places: Places) -> str:
-    body = _tls(settings, places)
+def _relay(settings: Settings, tls: list[str]) -> str:
+    body = [*tls]
     if settings.caddy.close_debug:
         body.append("respond /debug* 404")
     body += _reverse_proxy(settings)
@@ -86,11 +87,13 @@ def _relay(settings: Settings, places: Places) -> str:
 
 
 def _reverse_proxy(settings: Settings) -> list[str]:
-    proxy = f"reverse_proxy {settings.derper.container_name}"
     delay = settings.caddy.stream_close_delay
-    if delay == "0":
-        return [proxy]
-    return [f"{proxy} {{", f"\tstream_close_delay {delay}", "}"]
+    options = [] if delay == "0" else [f"stream_close_delay {delay}"]
+    return _with_options(f"reverse_proxy {settings.derper.container_name}", options)
+
+
+def _with_options(directive: str, options: list[str]) -> list[str]:
+    return _nested(directive, options) if options else [directive]
 
 
 def _port_80(settings: Settings) -> str:
@@ -119,13 +122,102 @@ def _redirect_to_port(names: list[str], settings: Settings) -> str:
     return _block(heads, [f"redir https://{{host}}{_port(settings)}{{uri}} permanent"])
 
 
-def _serves(site: Site, places: Places) -> Iterator[str]:
-    match site.serves:
-        case Upstream(address=address):
-            yield f"reverse_proxy {address}"
-        case Folder(source=source, path=path):
-            yield "encode"
-            yield f"root {path if source is None else places.folders[site.names[0]]}"
-            yield "file_server"
-        case Redirect(url=url):
-            yield f"redir {url}{{uri}} permanent"
+def _site(site: Site, places: Places) -> Iterator[str]:
+    for name, value in site.headers.items():
+        if value is None:
+            yield f"header -{name}"
+        else:
+            # Once before what answers, which is all that Caddy's own errors have; and once after an
+            # upstream, whose header of that name would be beside it.
+            yield f"header {name} {_quoted(value, places)}"
+            yield f"header >{name} {_quoted(value, places)}"
+    serves = site.serves
+    if site.compress or (site.compress is None and isinstance(serves, Folder)):
+        yield "encode"
+    asks = _basic_auth(site)
+    match serves:
+        case Redirect(url=url, status=status):
+            redirect = f"redir {url}{{uri}} {'permanent' if status == 301 else status}"  # noqa: PLR2004
+            # Caddy redirects before it asks for a password, unless it is told the order.
+            yield from _nested("route", [*asks, redirect]) if asks else [redirect]
+        case Folder() as folder:
+            yield from [*asks, *_files(folder, folder.path or places.folders[site.names[0]])]
+        case Upstream() as upstream:
+            yield from [
+                *asks,
+                *_with_options(f"reverse_proxy {upstream.address}", [*_proxy(upstream, places)]),
+            ]
+        case None:
+            yield from asks
+    if site.snippet is not None:
+        yield from _directives(_with_secrets(site.snippet, places))
+
+
+def _basic_auth(site: Site) -> list[str]:
+    if not site.basic_auth:
+        return []
+    algorithm = {hash_algorithm(each) for each in site.basic_auth.values()}.pop()
+    head = "basic_auth" if algorithm == "bcrypt" else f"basic_auth {algorithm}"
+    return _nested(head, (f"{user} {hash_}" for user, hash_ in site.basic_auth.items()))
+
+
+def _files(folder: Folder, root: str) -> Iterator[str]:
+    yield f"root {root}"
+    if folder.fallback is not None:
+        yield f"try_files {{path}} {folder.fallback}"
+    yield "file_server browse" if folder.listing else "file_server"
+
+
+def _proxy(upstream: Upstream, places: Places) -> Iterator[str]:
+    if (health := upstream.health) is not None:
+        yield f"health_uri {health.path}"
+        yield f"health_interval {health.interval}"
+        yield f"health_timeout {health.timeout}"
+        yield f"health_status {health.status}"
+    for name, value in upstream.request_headers.items():
+        yield f"header_up -{name}" if value is None else f"header_up {name} {_quoted(value, places)}"
+    if (tls := upstream.tls) is not None:
+        options = [f"tls_server_name {tls.server_name}"] if tls.server_name else []
+        if tls.trust:
+            options += _nested("tls_trust_pool inline", (f"trust_der {der}" for der in tls.trust))
+        if not tls.verify:
+            options.append("tls_insecure_skip_verify")
+        if options:
+            yield from _nested("transport http", options)
+
+
+def _with_secrets(text: str, places: Places) -> str:
+    """Put Caddy's own placeholder for a file in the place of each secret's: Caddy reads it as it answers."""
+    return SECRET.sub(lambda found: f"{{file.{places.secrets[found[1]]}}}", text)
+
+
+def _quoted(value: str, places: Places) -> str:
+    """Quote a header's value, which settings/site.py has seen to that it can be."""
+    text = _with_secrets(value, places)
+    quote = "`" if '"' in text or "\\" in text else '"'
+    return f"{quote}{text}{quote}"
+
+
+def _directives(snippet: str) -> Iterator[str]:
+    """Yield the lines of ``snippet`` as `caddy fmt` indents them; text of several lines stays as it is."""
+    within: set[int] = set()
+    braces: dict[int, str] = {}
+    for token in tokens(snippet):
+        within.update(range(token.first_line + 1, token.last_line + 1))
+        if token.text in {"{", "}"}:
+            braces[token.first_line] = braces.get(token.first_line, "") + token.text
+    depth, directive = 0, ""
+    for number, line in enumerate(snippet.rstrip().split("\n"), start=1):
+        text = line if number in within else line.lstrip()
+        text = text if number + 1 in within else text.rstrip()
+        here = braces.get(number, "")
+        if number in within:
+            directive += f"\n{text}"
+        elif directive.endswith("\\"):
+            # a line break that is escaped
+            directive += f"\n {text}"
+        elif text:
+            yield from [directive] if directive else []
+            directive = "\t" * (depth - here.startswith("}")) + text
+        depth += here.count("{") - here.count("}")
+    yield directive

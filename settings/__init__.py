@@ -5,17 +5,14 @@ from settings.model import (
     Caddy,
     Certificate,
     Derper,
-    Folder,
     Network,
-    Redirect,
     Region,
     Settings,
-    Site,
-    Upstream,
     Volumes,
 )
 from settings.problems import Problem, SettingsError
 from settings.reader import PROJECT, read_pulumi_config, read_stack_file, settings_from, settings_from_text
+from settings.site import Folder, Redirect, Site, Upstream
 
 __all__ = [
     "PROJECT",

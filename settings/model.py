@@ -11,15 +11,17 @@ import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from images import pinned_version
-from settings.base import PROJECT_FOLDER, Group
+from settings.base import Group
+from settings.folders import folder_here, is_path_in_container
 from settings.host import AnyHost, LocalHost
 from settings.names import NAME_ADVICE, host_name
+from settings.pem import certificates_in, private_key_in
 from settings.problems import reject
+from settings.site import DURATION, Site, SiteSecrets
 from ssh.keys import public_key
 
 # caddy:2.11.4 on Docker Hub, index of all architectures.
@@ -33,17 +35,10 @@ _IMAGE = re.compile(
     r"(:(?P<tag>\w[\w.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?",
     re.ASCII,
 )
-# Five digits: 292 years are the longest that Go's time.Duration holds.
-_DURATION = re.compile(r"0|[1-9][0-9]{0,4}[smhd]")
 # What follows goes into the Caddyfile as it stands. It holds nothing that ends a token there, starts a
 # comment, a quotation or a heredoc, or is a placeholder (caddyserver.com/docs/caddyfile/concepts).
 _MAIL_ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]*@([A-Za-z0-9-]+\.)+[A-Za-z0-9-]+")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.+@=-]+")
-_UPSTREAM_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f:][0-9A-Fa-f:.]*")
-_REDIRECT = re.compile(
-    r"https?://[A-Za-z0-9\[][A-Za-z0-9.:\[\]-]*(/[A-Za-z0-9._~:/@!$&'()*+,;=%-]*)?", re.IGNORECASE
-)
-_FOLDER_IN_CONTAINER = re.compile(r"(/[A-Za-z0-9._-]+)+/?")
 # RFC 6761 and 6762, RFC 8375 and ICANN's resolution on .internal: names that no public authority signs.
 PRIVATE_SUFFIXES = (".localhost", ".local", ".test", ".invalid", ".internal", ".home.arpa")
 
@@ -291,7 +286,7 @@ class Derper(_Container):
             return None
         if not value.startswith("/"):
             reject(f"{value!r} is not absolute", "Give a path in the container, such as /var/lib/derper.")
-        if not _FOLDER_IN_CONTAINER.fullmatch(value) or ".." in value.split("/"):
+        if not is_path_in_container(value):
             reject(f"{value!r} is no folder in the container", "Use letters, digits, '.', '-', '_' and '/'.")
         return value.rstrip("/")
 
@@ -356,7 +351,7 @@ class Caddy(_Container):
     @field_validator("stream_close_delay")
     @classmethod
     def _duration(cls, value: str) -> str:
-        if not _DURATION.fullmatch(value):
+        if value != "0" and not DURATION.fullmatch(value):
             reject(
                 f"{value!r} is no length of time", "Give a number and s, m, h or d, such as 24h; 0 for none."
             )
@@ -392,7 +387,7 @@ class Certificate(Group):
     ] = None
     folder: Annotated[
         str | None,
-        Field(description="Give the folder of the host that has the files, such as /etc/ssl/relay."),
+        Field(description="Give the folder of this machine that has the files, such as /etc/ssl/relay."),
     ] = None
     certificate: Annotated[str, Field(description="Give the chain's file name, such as fullchain.pem.")] = (
         "fullchain.pem"
@@ -418,179 +413,32 @@ class Certificate(Group):
             reject(
                 "has source files but no folder", "Set certificate.folder to the folder that has the files."
             )
-        folder = folder_of_host(self.folder)
+        folder = folder_here(self.folder)
         for name in (self.certificate, self.key):
             if not _FILE_NAME.fullmatch(name):
                 reject(
                     f"has the file name {name!r}",
                     "Name a file in folder, by letters, digits, '.', '_', '-', '+', '=' and '@' alone.",
                 )
-            path = folder / name
-            if not path.is_file():
-                reject(f"names {path}, which is no file", "Put it there, or set folder, certificate and key.")
-            # So are those in certbot's live folder. Caddy's container has the folder, and nothing beside it.
-            if not path.resolve().is_relative_to(folder):
-                reject(
-                    f"names {path}, which links to {path.resolve()} outside of the folder",
-                    "Copy the file itself into a folder (certbot's --deploy-hook can, at each renewal).",
-                )
+        chain, key = certificates_in(folder / self.certificate), private_key_in(folder / self.key)
+        if chain[0].public_key() != key.public_key():
+            reject(
+                f"names {folder / self.certificate}, whose first certificate is not for {folder / self.key}",
+                "Name the certificate and the key that were made together.",
+            )
         return self
 
 
 def folder_of_host(folder: str) -> Path:
-    """Return a stack file's ``folder`` as an absolute path, from the project's own where it is relative.
+    """Return ``folder`` as `folder_here` does, if Docker can mount it.
 
-    Rejects, for use in a validator, what Docker cannot mount: an empty name
-    (which would be the project itself), and a name with the colon that Docker
-    parts a mount by (docs.docker.com/reference/cli/docker/container/run, -v).
+    Rejects, for use in a validator, a name with the colon that Docker parts a
+    mount by (docs.docker.com/reference/cli/docker/container/run, -v).
     """
-    if not folder.strip():
-        reject("is empty", "Name a folder, or leave it out.")
-    try:
-        path = (PROJECT_FOLDER / Path(folder).expanduser()).resolve()
-    except RuntimeError:
-        reject(f"{folder!r} begins with a user who is not known here", "Give the whole path.")
+    path = folder_here(folder)
     if ":" in str(path) or not str(path).isprintable():
         reject(f"{str(path)!r} cannot be mounted", "Name a folder without ':' and control characters.")
     return path
-
-
-class Upstream(Group):
-    """Where a site's requests go: ``address`` for Caddy's ``reverse_proxy``, such as ``blog:8080``."""
-
-    address: str
-
-
-class Folder(Group):
-    """A site's files: ``path`` in the container; ``source``, on the host, unless it is there already."""
-
-    path: str
-    source: str | None = None
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
-
-
-class Redirect(Group):
-    """A site that sends visitors on to ``url``, which has no trailing slash."""
-
-    url: str
-
-
-class Site(Group):
-    """Give a site as names and one of upstream, folder and redirect."""
-
-    names: Annotated[
-        list[str], Field(min_length=1, description="Give a list of host names, such as [blog.example.com].")
-    ]
-    upstream: Annotated[
-        str | None,
-        Field(description="Give a container and port, such as blog:8080, or a URL without a path."),
-    ] = None
-    folder: Annotated[
-        str | None,
-        Field(description="Give a folder of the host to publish, or /srv/NAME for one in the volume."),
-    ] = None
-    redirect: Annotated[str | None, Field(description="Give a URL such as https://www.example.com.")] = None
-
-    @field_validator("names")
-    @classmethod
-    def _host_names(cls, value: list[str]) -> list[str]:
-        return [host_name(name) for name in value]
-
-    @field_validator("upstream")
-    @classmethod
-    def _upstream_address(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        advice = "Give a container and port, such as blog:8080, or a URL such as https://10.0.0.5:8443."
-        url = urlsplit(value if "://" in value else f"http://{value}")
-        if url.scheme not in {"http", "https"}:
-            reject(f"{value!r} is neither http nor https", advice)
-        if url.path not in {"", "/"} or url.query or url.fragment:
-            reject(f"{value!r} has a path", "Give the address alone; requests keep their own path.")
-        try:
-            port = url.port
-        except ValueError:
-            reject(f"{value!r} has a port that is none", advice)
-        if port == 0:
-            reject(f"{value!r} has a port that is none", advice)
-        if url.scheme == "https" and port == 80:  # noqa: PLR2004 - HTTP's own, which Caddy refuses
-            reject(f"{value!r} is HTTPS on HTTP's own port", "Leave https:// out, or give another port.")
-        if "@" in url.netloc or not url.hostname or not _UPSTREAM_HOST.fullmatch(url.hostname):
-            reject(f"{value!r} is no address", advice)
-        if _is_loopback(url.hostname):
-            reject(
-                f"{value!r} is Caddy's own container",
-                "What runs on the host itself is host.docker.internal with the port; a container, its name.",
-            )
-        host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
-        address = host if port is None else f"{host}:{port}"
-        return f"https://{address}" if url.scheme == "https" else address
-
-    @field_validator("folder")
-    @classmethod
-    def _folder_is_there(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        if value.startswith("/srv/"):
-            # '..' would lead to /data, where the keys are
-            inside = value.removeprefix("/srv")
-            if not _FOLDER_IN_CONTAINER.fullmatch(inside) or ".." in inside.split("/"):
-                reject(f"{value!r} is no folder under /srv", "Use letters, digits, '.', '-', '_' and '/'.")
-            return value
-        path = folder_of_host(value)
-        if not path.is_dir():
-            reject(f"{path} is no folder", "Make it, or name the folder with the site's files.")
-        if PROJECT_FOLDER.is_relative_to(path):
-            reject(
-                f"{path} has this project in it, with its stacks", "Name a folder of the site's files alone."
-            )
-        return value
-
-    @field_validator("redirect")
-    @classmethod
-    def _redirect_url(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        if "?" in value or "#" in value:
-            reject(
-                f"{value!r} has more than a path", "Leave '?' and '#' out: the request's path is appended."
-            )
-        try:
-            good = _REDIRECT.fullmatch(value) and urlsplit(value).hostname and urlsplit(value).port != 0
-        except ValueError:
-            good = False
-        if not good:
-            reject(f"{value!r} is no URL to send visitors to", "Give one such as https://www.example.com.")
-        return value.rstrip("/")
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        kinds = [kind for kind in ("upstream", "folder", "redirect") if getattr(self, kind) is not None]
-        if len(kinds) != 1:
-            has = f"has {' and '.join(kinds)}" if kinds else "says nothing of what to serve"
-            reject(has, "Give exactly one of upstream, folder and redirect.")
-        return self
-
-    @property
-    def serves(self) -> Upstream | Folder | Redirect:
-        """What the site serves, as the one kind that it has."""
-        if self.upstream is not None:
-            return Upstream(address=self.upstream)
-        if self.redirect is not None:
-            return Redirect(url=self.redirect)
-        folder = self.folder or ""
-        if folder.startswith("/srv/"):
-            return Folder(path=folder)
-        return Folder(path=f"/srv/{self.names[0]}", source=str(folder_of_host(folder)))
 
 
 class Settings(Group):
@@ -616,6 +464,10 @@ class Settings(Group):
             default_factory=list,
             description="Give a list, such as [{names: [blog.example.com], upstream: 'blog:8080'}].",
         ),
+    ]
+    site_secrets: Annotated[
+        SiteSecrets,
+        Field(default_factory=dict, description="Give texts by names, which sites use as {secret.NAME}."),
     ]
 
     ssh_host_key: Annotated[

@@ -6,14 +6,14 @@ import contextlib
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pulumi
 import yaml
 from pulumi.runtime import config as runtime_config
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from settings.base import PROJECT_FOLDER
 from settings.model import PRIVATE_SUFFIXES, Settings
@@ -89,20 +89,40 @@ def _parsed(text: str) -> Any:
 def read_stack_file(stack: str) -> Settings:
     """Read the settings of ``stack`` from its file, as Pulumi would, without running Pulumi.
 
-    Secrets, which only Pulumi can open, are left out. Raises ``SettingsError`` if
-    the file is missing, is no YAML or has bad values.
+    Secrets, which only Pulumi can open, are left out; those in ``siteSecrets``
+    have their names alone. Raises ``SettingsError`` if the file is missing, is no
+    YAML or has bad values.
     """
     where = f"stacks/Pulumi.{stack}.yaml"
     config = _config_of(stack)
-    unread = list(_misnamed_keys(config))
+    unread = [*_misnamed_keys(config), *_secrets_in_clear_text(config, stack)]
     if unread:
         raise SettingsError(where, unread)
-    values = {
+    given = {
         key.removeprefix(f"{PROJECT}:"): value
         for key, value in config.items()
-        if str(key).startswith(f"{PROJECT}:") and not _is_sealed(value)
+        if str(key).startswith(f"{PROJECT}:")
     }
-    return settings_from(values, where)
+    sealed = {key for key, value in given.items() if _is_sealed(value)}
+    values = {key: value for key, value in given.items() if key not in sealed}
+    if isinstance(values.get("siteSecrets"), dict):
+        values["siteSecrets"] = dict.fromkeys(values["siteSecrets"], SecretStr("sealed"))
+    return settings_from(values, where, sealed)
+
+
+def _secrets_in_clear_text(config: Mapping[Any, Any], stack: str) -> Iterator[Problem]:
+    """Find secrets of sites that everybody can read who has the file."""
+    key = f"{PROJECT}:siteSecrets"
+    secrets = config.get(key)
+    if not isinstance(secrets, dict) or _is_sealed(secrets):
+        return
+    for name, value in secrets.items():
+        if not _is_sealed(value):
+            yield Problem(
+                f"{key}.{name}",
+                "is in clear text",
+                f"Take it out, and run `pulumi config set --secret --path '{key}.{name}' --stack {stack}`.",
+            )
 
 
 def _is_sealed(value: object) -> bool:
@@ -157,11 +177,12 @@ def _misnamed_keys(config: Mapping[Any, Any]) -> Iterator[Problem]:
             yield Problem(key, f"is for a project {project}", f"Write {PROJECT}:{name}.")
 
 
-def settings_from(values: Mapping[str, Any], where: str) -> Settings:
+def settings_from(values: Mapping[str, Any], where: str, sealed: Collection[str] = ()) -> Settings:
     """Check ``values``, by their keys without the project's name, and return the settings.
 
-    ``where`` is the stack file that they come from. Empty values count as not
-    given. Raises ``SettingsError`` with every bad value.
+    ``where`` is the stack file that they come from, and ``sealed`` has the keys
+    in it that only Pulumi can open. Empty values count as not given. Raises
+    ``SettingsError`` with every bad value.
     """
     # Pulumi.yaml gives every key an empty default, since Pulumi itself would
     # otherwise stop at the first missing one with no word on how to mend it.
@@ -169,14 +190,18 @@ def settings_from(values: Mapping[str, Any], where: str) -> Settings:
     if given.get("region") == {}:
         del given["region"]
     problems: list[Problem] = []
+    unknown = set(sealed)
     try:
         settings = Settings.model_validate(given)
     except ValidationError as error:
         problems = problems_of(error, Settings, f"{PROJECT}:")
-        settings = _sound_part(given, {str(details["loc"][0]) for details in error.errors()})
-    problems += [
-        Problem(f"{PROJECT}:{found.key}", found.what, found.mend) for found in _contradictions(settings)
-    ]
+        bad = {str(details["loc"][0]) for details in error.errors()}
+        unknown |= bad
+        settings = _sound_part(given, bad)
+    contradictions = [*_contradictions(settings)]
+    if "siteSecrets" not in unknown:
+        contradictions += _secrets_that_are_not_given(settings)
+    problems += [Problem(f"{PROJECT}:{found.key}", found.what, found.mend) for found in contradictions]
     if problems:
         raise SettingsError(where, problems)
     return settings
@@ -239,19 +264,27 @@ def _folders_of_another_machine(settings: Settings) -> Iterator[Problem]:
     if settings.host.kind == "local":
         return
     given = {
-        "certificate.folder": settings.certificate.folder,
         "caddy.configFolder": settings.caddy.config_folder,
         "caddy.siteFolder": settings.caddy.site_folder,
     }
-    for number, site in enumerate(settings.sites):
-        given[f"sites[{number}].folder"] = getattr(site.serves, "source", None)
     for key, folder in given.items():
         if folder is not None:
             yield Problem(
                 key,
                 f"{folder} is on this machine, and Docker runs on another (host.kind: {settings.host.kind})",
-                "Leave it out; a site's files go into the volume (folder: /srv/NAME; docs/settings.md).",
+                "Leave it out; a folder that a site names is copied there (docs/settings.md).",
             )
+
+
+def _secrets_that_are_not_given(settings: Settings) -> Iterator[Problem]:
+    for number, site in enumerate(settings.sites):
+        for key, name in site.secrets():
+            if name not in settings.site_secrets:
+                yield Problem(
+                    f"sites[{number}].{key}",
+                    f"has {{secret.{name}}}, and siteSecrets has no {name or 'such name'}",
+                    f"Run `pulumi config set --secret --path '{PROJECT}:siteSecrets.{name or 'NAME'}'`.",
+                )
 
 
 def _names_outside_of_the_zone(settings: Settings) -> Iterator[Problem]:

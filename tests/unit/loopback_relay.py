@@ -163,21 +163,23 @@ class Authority:
         self, name: str = DOMAIN, *, from_day: float = -5, to_day: float = 5
     ) -> ssl.SSLContext:
         """Return what a server needs to show a certificate for ``name``."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._certificate(name, key.public_key(), from_day, to_day, ca=False)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "server.pem")
-            path.write_bytes(
-                key.private_bytes(
-                    serialization.Encoding.PEM,
-                    serialization.PrivateFormat.PKCS8,
-                    serialization.NoEncryption(),
-                )
-                + certificate.public_bytes(serialization.Encoding.PEM)
-            )
+            path.write_text("".join(self.certificate_and_key(name, from_day=from_day, to_day=to_day)))
             context.load_cert_chain(path)
         return context
+
+    def certificate_and_key(
+        self, name: str = DOMAIN, *, from_day: float = -5, to_day: float = 5
+    ) -> tuple[str, str]:
+        """Return a certificate for ``name`` and its key, in PEM."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._certificate(name, key.public_key(), from_day, to_day, ca=False)
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return certificate.public_bytes(serialization.Encoding.PEM).decode(), private.decode()
 
 
 AUTHORITY = Authority()

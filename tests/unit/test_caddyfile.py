@@ -9,6 +9,7 @@ import pytest
 from render import Places, caddyfile
 from settings import settings_from
 from tests.unit.declared import MINIMAL
+from tests.unit.loopback_relay import AUTHORITY
 
 PLACES = Places(
     folders={"blog.example.com": "/srv/.sites/blog.example.com/0123abcd"},
@@ -88,8 +89,8 @@ def test_global_options_follow_the_certificate_source(
 
 
 def test_files_are_used_by_every_site(tmp_path: Any) -> None:
-    for name in ("chain.pem", "key.pem"):
-        (tmp_path / name).write_text("")
+    for name, text in zip(("chain.pem", "key.pem"), AUTHORITY.certificate_and_key(), strict=True):
+        (tmp_path / name).write_text(text)
     text = rendered(
         Places(folders={}, secrets={}, certificates="/etc/caddy/certificates/4567cdef"),
         certificate={

@@ -269,7 +269,6 @@ def test_a_server_by_name_or_by_address_in_brackets() -> None:
     [
         ({"caddy": {"configFolder": "./conf"}}, "caddy.configFolder"),
         ({"caddy": {"siteFolder": "./srv"}}, "caddy.siteFolder"),
-        ({"sites": [{"names": ["www.example.com"], "folder": "docs"}]}, "sites[0].folder"),
     ],
 )
 @pytest.mark.parametrize("host", [SSH, HETZNER])

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from settings import Settings, SettingsError, read_pulumi_config, read_stack_file, reader, settings_from
 from settings.base import PROJECT_FOLDER
 from settings.problems import models_in
 from tests.unit.declared import MINIMAL
+from tests.unit.loopback_relay import AUTHORITY
 
 WHERE = "stacks/Pulumi.test.yaml"
 
@@ -101,14 +104,14 @@ BAD: list[tuple[str, Any, str | None, str, str]] = [
     ("certificate.email", "you@example.com\\", None, "'you@example.com\\\\' is no mail address", "Give one such as you@example.com, or leave it out."),
     ("certificate", {"source": "internal", "email": "you@example.com"}, "certificate.email", "has no use with source internal", "Leave it out, or set certificate.source to acme."),
     ("certificate.source", "files", "certificate", "has source files but no folder", "Set certificate.folder to the folder that has the files."),
-    ("certificate", {"source": "files", "folder": "/nowhere"}, None, "names /nowhere/fullchain.pem, which is no file", "Put it there, or set folder, certificate and key."),
+    ("certificate", {"source": "files", "folder": "/nowhere"}, None, "names /nowhere/fullchain.pem, which is no file", "Put it there, or name the one that is."),
     ("certificate.folder", "/nowhere", "certificate", "has a folder, but source is acme", "Set source: files, or leave folder out."),
     ("certificate", {"source": "files", "folder": "/nowhere", "certificate": "{env.HOME}.pem"}, None, "has the file name '{env.HOME}.pem'", "Name a file in folder, by letters, digits, '.', '_', '-', '+', '=' and '@' alone."),
     ("certificate", {"source": "files", "folder": "/nowhere", "certificate": "../key.pem"}, None, "has the file name '../key.pem'", "Name a file in folder, by letters, digits, '.', '_', '-', '+', '=' and '@' alone."),
     ("sites", {"blog.example.com": "blog:80"}, None, "{'blog.example.com': 'blog:80'} is not a list", "Give a list, such as [{names: [blog.example.com], upstream: 'blog:8080'}]."),
     ("sites", [{"names": [], "upstream": "blog:80"}], "sites[0].names", "[] is empty", "Give a list of host names, such as [blog.example.com]."),
-    ("sites", one_site(), "sites[0]", "says nothing of what to serve", "Give exactly one of upstream, folder and redirect."),
-    ("sites", one_site(upstream="blog:80", redirect="https://x.example.com"), "sites[0]", "has upstream and redirect", "Give exactly one of upstream, folder and redirect."),
+    ("sites", one_site(), "sites[0]", "says nothing of what to serve", "Give one of upstream, folder, redirect and snippet."),
+    ("sites", one_site(upstream="blog:80", redirect="https://x.example.com"), "sites[0]", "has upstream and redirect", "Give one of them; a snippet may stand beside it."),
     ("sites", one_site(upstream="http://blog/path"), "sites[0].upstream", "'http://blog/path' has a path", "Give the address alone; requests keep their own path."),
     ("sites", one_site(upstream="ftp://blog"), "sites[0].upstream", "'ftp://blog' is neither http nor https", "Give a container and port, such as blog:8080, or a URL such as https://10.0.0.5:8443."),
     ("sites", one_site(upstream="blog:http"), "sites[0].upstream", "'blog:http' has a port that is none", "Give a container and port, such as blog:8080, or a URL such as https://10.0.0.5:8443."),
@@ -183,26 +186,52 @@ def test_a_bad_certificate_is_not_taken_for_acme() -> None:
     assert [problem.key for problem in caught.value.problems] == ["derp-relays:certificate.source"]
 
 
-def test_a_certificate_that_the_container_would_not_see_is_refused(tmp_path: Path) -> None:
-    """In certbot's live folder are links to another one, which is not mounted."""
+def test_links_of_certbots_live_folder_are_followed(tmp_path: Path) -> None:
     archive, live = tmp_path / "archive", tmp_path / "live"
     archive.mkdir()
     live.mkdir()
-    for name in ("fullchain.pem", "privkey.pem"):
-        (archive / name).write_text("")
+    texts = AUTHORITY.certificate_and_key()
+    for name, text in zip(("fullchain.pem", "privkey.pem"), texts, strict=True):
+        (archive / name).write_text(text)
         (live / name).symlink_to(f"../archive/{name}")
-    with pytest.raises(SettingsError) as caught:
-        settings_from({**MINIMAL, "certificate": {"source": "files", "folder": str(live)}}, WHERE)
-    (problem,) = caught.value.problems
-    assert problem.what == (
-        f"names {live}/fullchain.pem, which links to {archive}/fullchain.pem outside of the folder"
+    settings = settings_from({**MINIMAL, "certificate": {"source": "files", "folder": str(live)}}, WHERE)
+    assert settings.certificate.folder == str(live)
+
+
+def _encrypted_key() -> str:
+    return (
+        ec.generate_private_key(ec.SECP256R1())
+        .private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"password"),
+        )
+        .decode()
     )
-    (live / "fullchain.pem").unlink()
-    (live / "fullchain.pem").write_text("")
-    (live / "inner.pem").write_text("")
-    (live / "link.pem").symlink_to("inner.pem")
-    given = {"source": "files", "folder": str(live), "key": "link.pem"}
-    assert settings_from({**MINIMAL, "certificate": given}, WHERE).certificate.key == "link.pem"
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "what", "mend"),
+    [
+        ("", None, "names {folder}/fullchain.pem, which is no PEM file of certificates", "Give one that begins with -----BEGIN CERTIFICATE-----."),
+        ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", None, "names {folder}/fullchain.pem, which is no PEM file of certificates", "Give one that begins with -----BEGIN CERTIFICATE-----."),
+        (None, "secret", "names {folder}/privkey.pem, which is no PEM file of a private key", "Give one that begins with -----BEGIN PRIVATE KEY-----."),
+        (None, _encrypted_key(), "names {folder}/privkey.pem, whose key is encrypted with a password that Caddy does not have", "Write it without one: openssl pkey -in OLD -out NEW."),
+        (None, AUTHORITY.certificate_and_key()[1], "names {folder}/fullchain.pem, whose first certificate is not for {folder}/privkey.pem", "Name the certificate and the key that were made together."),
+    ],
+    ids=["empty", "no certificate", "no key", "encrypted key", "another's key"],
+)  # fmt: skip
+def test_certificates_that_caddy_could_not_use_are_refused(
+    tmp_path: Path, certificate: str | None, key: str | None, what: str, mend: str
+) -> None:
+    good_certificate, good_key = AUTHORITY.certificate_and_key()
+    (tmp_path / "fullchain.pem").write_text(good_certificate if certificate is None else certificate)
+    (tmp_path / "privkey.pem").write_text(good_key if key is None else key)
+    with pytest.raises(SettingsError) as caught:
+        settings_from({**MINIMAL, "certificate": {"source": "files", "folder": str(tmp_path)}}, WHERE)
+    (problem,) = caught.value.problems
+    assert problem.key == "derp-relays:certificate"
+    assert (problem.what, problem.mend) == (what.format(folder=tmp_path), mend)
 
 
 def test_an_ipv6_address_on_which_nothing_answers_is_not_told_to_clients() -> None:
