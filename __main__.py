@@ -2,7 +2,7 @@
 
 import pulumi
 
-from components import HOSTS, CaddyConfiguration, CaddyProxy, DerperRelay, RelayNetwork
+from components import HOSTS, CaddyConfiguration, CaddyProxy, Delivery, DerperRelay, RelayNetwork
 from delivery import content_of
 from render import derp_map_region
 from settings import SettingsError, read_pulumi_config
@@ -15,9 +15,10 @@ except SettingsError as error:
 
 host = HOSTS[settings.host.kind]("host", settings)
 network = RelayNetwork("network", settings, host)
-relay = DerperRelay("derper", settings, host, network)
-proxy = CaddyProxy("caddy", settings, host, network)
-configuration = CaddyConfiguration("configuration", settings, content, host, proxy)
+delivery = Delivery("delivery", host)
+relay = DerperRelay("derper", settings, host, network, delivery)
+proxy = CaddyProxy("caddy", settings, host, network, delivery)
+configuration = CaddyConfiguration("configuration", settings, content, host, delivery, proxy)
 
 port = "" if settings.caddy.https_port == 443 else f":{settings.caddy.https_port}"  # noqa: PLR2004 - HTTPS's own
 pulumi.export("url", f"https://{settings.domain}{port}")

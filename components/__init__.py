@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from components.caddy import CaddyProxy
 from components.caddy_configuration import CaddyConfiguration
+from components.delivery import Delivery
 from components.derper import DerperRelay
 from components.hetzner_host import HetznerHost
 from components.host import Host
@@ -23,6 +24,7 @@ __all__ = [
     "HOSTS",
     "CaddyConfiguration",
     "CaddyProxy",
+    "Delivery",
     "DerperRelay",
     "HetznerHost",
     "Host",

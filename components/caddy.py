@@ -13,7 +13,9 @@ from components.container import (
     environment,
     published,
 )
+from components.delivery import Delivery
 from components.host import Host
+from components.image_trial import ImageTrial
 from components.network import RelayNetwork
 from settings import Settings
 from settings.model import folder_of_host
@@ -27,12 +29,13 @@ class CaddyProxy(pulumi.ComponentResource):
 
     container: docker.Container
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
         self,
         name: str,
         settings: Settings,
         host: Host,
         network: RelayNetwork,
+        delivery: Delivery,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         """Declare Caddy on ``host``, which finds derper and the sites on ``network``."""
@@ -49,12 +52,23 @@ class CaddyProxy(pulumi.ComponentResource):
             *published(caddy.https_port, 443, "tcp", network),
             *published(caddy.https_port, 443, "udp", network),
         ]
+        envs = environment(caddy, {})
+        trial = ImageTrial(
+            name,
+            host=host,
+            delivery=delivery,
+            image=image,
+            container=caddy.container_name,
+            url=_ADMIN,
+            environment=envs,
+            parent=self,
+        )
         self.container = docker.Container(
             name,
             # Its configuration is delivered once it is there, and waits for it.
             **common_arguments(caddy, host, network, probe, wait=False),
             image=image.image_id,
-            envs=environment(caddy, {}) or None,
+            envs=envs or None,
             # Docker stores the name with CAP_, and a refresh reads it back so.
             capabilities=docker.ContainerCapabilitiesArgs(adds=["CAP_NET_ADMIN"])
             if caddy.net_admin
@@ -63,7 +77,7 @@ class CaddyProxy(pulumi.ComponentResource):
             hosts=[docker.ContainerHostArgs(host="host.docker.internal", ip="host-gateway")],
             ports=ports,
             volumes=self._volumes(settings, host),
-            opts=container_options(host, self, ports),
+            opts=container_options(host, self, ports, trial),
         )
         self.register_outputs({"container": self.container.id})
 

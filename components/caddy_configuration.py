@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
 from typing import Any
 
 import pulumi
 from pulumi import dynamic
 
 from components.caddy import CaddyProxy
-from components.container import delivery_image
+from components.delivery import Delivery, on_engine
 from components.host import Host
-from delivery import Content, DeliveryError, deliver, delivered_digest, engine_at
+from delivery import Content, deliver, delivered_digest
 from settings import Settings
 
 # A change of these is a delivery: the others only say how to get there.
@@ -28,26 +26,19 @@ class CaddyConfiguration(pulumi.ComponentResource):
         settings: Settings,
         content: Content,
         host: Host,
+        delivery: Delivery,
         proxy: CaddyProxy,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         """Declare that Caddy on ``host`` serves ``content``."""
         super().__init__("derp-relays:components:CaddyConfiguration", name, None, opts)
-        stack = pulumi.get_stack()
-        content.keep(stack)
-        # An explicit one: the default provider has all of the stack's configuration in the state.
-        provider = pulumi.ProviderResource(
-            "pulumi-python", name, {}, opts=pulumi.ResourceOptions(parent=self)
-        )
-        image = delivery_image(host, self)
+        content.keep(pulumi.get_stack())
         delivered = _Configuration(
             name,
             {
-                "stack": stack,
+                **delivery.arguments(host),
                 "digest": content.digest,
                 "sites": dict(content.sites),
-                # What it is now tells what the next delivery does to sessions (relayctl.plan).
-                "streamCloseDelay": settings.caddy.stream_close_delay,
                 "secrets": pulumi.Output.secret(
                     {
                         name: value.get_secret_value()
@@ -55,17 +46,13 @@ class CaddyConfiguration(pulumi.ComponentResource):
                     }
                 ),
                 "container": proxy.container.id,
-                "image": image.image_id,
-                "dockerHost": host.provider.host,
             },
-            pulumi.ResourceOptions(parent=self, provider=provider, deleted_with=host.server),
+            delivery.options(host, self),
         )
         self.register_outputs({"digest": delivered.digest})
 
 
 class _Provider(dynamic.ResourceProvider):
-    """Delivers. Pulumi runs it in a process of its own, in the project's folder."""
-
     # It is this class by its name: nothing in it is secret.
     serialize_as_secret_always = False
 
@@ -73,37 +60,32 @@ class _Provider(dynamic.ResourceProvider):
         return dynamic.DiffResult(changes=any(_olds.get(key) != _news.get(key) for key in _COMPARED))
 
     def create(self, props: dict[str, Any]) -> dynamic.CreateResult:
-        return dynamic.CreateResult(props["stack"], self._deliver(props))
+        return dynamic.CreateResult(props["stack"], _delivered(props))
 
     def update(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> dynamic.UpdateResult:
-        return dynamic.UpdateResult(self._deliver(_news))
+        return dynamic.UpdateResult(_delivered(_news))
 
     def read(self, id_: str, props: dict[str, Any]) -> dynamic.ReadResult:
-        with engine_at(props["stack"], props["dockerHost"]) as client:
-            found = delivered_digest(client, props["container"])
+        found = on_engine(props, lambda client: delivered_digest(client, props["container"]))
         return dynamic.ReadResult(id_, {**props, "digest": found})
 
     def delete(self, _id: str, _props: dict[str, Any]) -> None:
         """Leave it: it goes with its volume, and serves nobody without its container."""
 
-    @staticmethod
-    def _deliver(props: Mapping[str, Any]) -> dict[str, Any]:
-        stack = props["stack"]
-        try:
-            with engine_at(stack, props["dockerHost"]) as client:
-                delivered = deliver(
-                    client,
-                    Content.kept(stack, props["digest"]),
-                    props["secrets"],
-                    caddy=props["container"],
-                    image=props["image"],
-                    stack=stack,
-                )
-        except DeliveryError:
-            # What Pulumi shows is all that Python prints of an error: the message alone.
-            sys.tracebacklimit = 0
-            raise
-        return {**props, "heap": delivered.heap}
+
+def _delivered(props: dict[str, Any]) -> dict[str, Any]:
+    delivered = on_engine(
+        props,
+        lambda client: deliver(
+            client,
+            Content.kept(props["stack"], props["digest"]),
+            props["secrets"],
+            caddy=props["container"],
+            program=props["program"],
+            stack=props["stack"],
+        ),
+    )
+    return {**props, "heap": delivered.heap}
 
 
 class _Configuration(dynamic.Resource, module="caddy", name="Configuration"):

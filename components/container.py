@@ -30,7 +30,7 @@ def container_image(
     needs no registry.
     """
     if settings.builds:
-        return _image_built_of(built_image(program, host.goarch, settings.build_version), host, parent)
+        return image_built_of(built_image(program, host.goarch, settings.build_version), host, parent)
     return docker.RemoteImage(
         program,
         name=settings.image,
@@ -40,12 +40,8 @@ def container_image(
     )
 
 
-def delivery_image(host: Host, parent: pulumi.Resource) -> docker.RemoteImage:
-    """Declare the image of the program that puts Caddy's configuration in place."""
-    return _image_built_of(built_image("deliver", host.goarch), host, parent)
-
-
-def _image_built_of(image: BuiltImage, host: Host, parent: pulumi.Resource) -> docker.RemoteImage:
+def image_built_of(image: BuiltImage, host: Host, parent: pulumi.Resource) -> docker.RemoteImage:
+    """Declare an image that is built where Pulumi runs, from a folder that `make setup` fills."""
     if not image.context.is_dir():
         pulumi.log.warn(
             f"{image.context}, which {image.name} is built from, is not there; unless"
@@ -82,9 +78,9 @@ def data_volume(name: str, settings: Volumes, host: Host, parent: pulumi.Resourc
 
 
 def container_options(
-    host: Host, parent: pulumi.Resource, ports: list[docker.ContainerPortArgs]
+    host: Host, parent: pulumi.Resource, ports: list[docker.ContainerPortArgs], trial: pulumi.Resource
 ) -> pulumi.ResourceOptions:
-    """Return the options of a container that publishes ``ports``.
+    """Return the options of a container that publishes ``ports``, and waits for the ``trial`` of its image.
 
     The engine tells a port's IPv4 and IPv6 addresses in any order, and the
     provider takes another order for a change that replaces the container. So
@@ -99,6 +95,7 @@ def container_options(
         replacement_trigger=", ".join(told),
         # Two containers cannot hold one name, nor one port.
         delete_before_replace=True,
+        depends_on=[trial],
     )
 
 

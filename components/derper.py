@@ -13,7 +13,9 @@ from components.container import (
     environment,
     published,
 )
+from components.delivery import Delivery
 from components.host import Host
+from components.image_trial import ImageTrial
 from components.network import RelayNetwork
 from settings import Settings
 
@@ -26,12 +28,13 @@ class DerperRelay(pulumi.ComponentResource):
 
     container: docker.Container
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
         self,
         name: str,
         settings: Settings,
         host: Host,
         network: RelayNetwork,
+        delivery: Delivery,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         """Declare derper on ``host``, reachable on ``network`` by its container's name."""
@@ -47,6 +50,19 @@ class DerperRelay(pulumi.ComponentResource):
         by_flags = derper.configured_by == "flags"
         variables = {} if by_flags else {"DERP_DOMAIN": settings.domain, "DERP_ADDR": ":80"}
         ports = published(derper.stun_port, 3478, "udp", network)
+        command = self._flags(settings) if by_flags else None
+        envs = environment(derper, variables)
+        trial = ImageTrial(
+            name,
+            host=host,
+            delivery=delivery,
+            image=image,
+            container=derper.container_name,
+            url="http://127.0.0.1/derp/probe",
+            command=command,
+            environment=envs,
+            parent=self,
+        )
         self.container = docker.Container(
             name,
             **common_arguments(
@@ -57,14 +73,14 @@ class DerperRelay(pulumi.ComponentResource):
                 wait=True,
             ),
             image=image.image_id,
-            command=self._flags(settings) if by_flags else None,
-            envs=environment(derper, variables) or None,
+            command=command,
+            envs=envs or None,
             ports=ports,
             volumes=[
                 docker.ContainerVolumeArgs(volume_name=volume.name, container_path=path)
                 for path, volume in folders.items()
             ],
-            opts=container_options(host, self, ports),
+            opts=container_options(host, self, ports, trial),
         )
         self.register_outputs({"container": self.container.id})
 

@@ -1,7 +1,18 @@
 """What Caddy serves, and how it gets there: over the Docker connection, without replacing the container."""
 
+from delivery.caddy import deliver, delivered_digest, unanswered
 from delivery.content import Content, content_of
 from delivery.engine import engine_at
-from delivery.order import DeliveryError, deliver, delivered_digest
+from delivery.image import try_image
+from delivery.program import DeliveryError
 
-__all__ = ["Content", "DeliveryError", "content_of", "deliver", "delivered_digest", "engine_at"]
+__all__ = [
+    "Content",
+    "DeliveryError",
+    "content_of",
+    "deliver",
+    "delivered_digest",
+    "engine_at",
+    "try_image",
+    "unanswered",
+]

@@ -28,16 +28,24 @@ type caddy struct{ http *http.Client }
 
 // answering returns Caddy once its admin API answers, within so many seconds.
 func answering(seconds float64) (*caddy, error) {
+	return &caddy{&http.Client{Timeout: loadTimeout}}, ask(admin+"/config/admin", seconds)
+}
+
+// ask waits until url is answered with a 2xx status, for so many seconds.
+func ask(url string, seconds float64) error {
 	client := &http.Client{Timeout: loadTimeout}
 	deadline := time.Now().Add(time.Duration(seconds * float64(time.Second)))
 	for {
-		answer, err := client.Get(admin + "/config/admin")
+		answer, err := client.Get(url)
 		if err == nil {
 			answer.Body.Close()
-			return &caddy{client}, nil
+			if answer.StatusCode/100 == 2 {
+				return nil
+			}
+			err = fmt.Errorf("%s answers %s", url, answer.Status)
 		}
 		if time.Now().After(deadline) {
-			return nil, problem{"silent", err.Error()}
+			return problem{"silent", err.Error()}
 		}
 		time.Sleep(poll)
 	}

@@ -261,9 +261,9 @@ func removeUnlinked() error {
 			}
 		}
 	}
-	if len(found) == 0 {
-		_ = os.Remove(store)
-		_ = os.Remove(sites)
+	// Those that are empty go; the others say so, which is no error.
+	for _, folder := range []string{incoming, store, sites} {
+		_ = os.Remove(folder)
 	}
 	return nil
 }

@@ -18,7 +18,7 @@ const (
 	result   = exchange + "/result.json"
 )
 
-// An Order says what to do. Do is "missing", "apply" or "dial".
+// An Order says what to do. Do is "missing", "apply", "dial" or "ask".
 type Order struct {
 	Do string
 	// missing: SHA-256 sums of files, in hexadecimal
@@ -27,12 +27,15 @@ type Order struct {
 	Caddyfile string
 	Trees     []Tree
 	Private   []Private
-	// seconds for Caddy's admin API to answer; 0: Caddy does not run, and nothing is asked of it
+	// apply: seconds for Caddy's admin API to answer; 0: Caddy does not run, and nothing is asked of it.
+	// ask: seconds for the answer
 	Wait float64
 	// bytes that Caddy's heap may come to; 0: any number
 	HeapLimit uint64
 	// dial: addresses, HOST:PORT
 	Addresses []string
+	// ask: what to GET until it is answered with a 2xx status
+	URL string
 }
 
 // A Tree is a folder of a site. Its path tells its content: one that is there is the same.
@@ -104,6 +107,8 @@ func carryOut() (Result, error) {
 		return apply(given)
 	case "dial":
 		return Result{Unanswered: dial(given.Addresses)}, nil
+	case "ask":
+		return Result{}, ask(given.URL, given.Wait)
 	}
 	return Result{}, fmt.Errorf("there is no order %q", given.Do)
 }

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from images.recipe import host_goarch
 from relayctl.prerequisites import image_contexts
@@ -74,14 +74,17 @@ class Engine:
         return {str(c.name): str(c.id) for c in self.docker.containers.list(all=True)}
 
 
+T = TypeVar("T", bound=Engine)
+
+
 @contextlib.contextmanager
-def engine_on(host: DockerHost, folder: Path) -> Iterator[Engine]:
+def engine_on(host: DockerHost, folder: Path, kind: type[T]) -> Iterator[T]:
     """Yield a stack with the settings above that is up on ``host``, in a checkout in ``folder``."""
     for program in ("derper", "caddy", "deliver"):
         image_contexts.fill(program, Progress(), goarch=host_goarch())
     checkout = Checkout.make(folder, host)
     with checkout.pulumi() as pulumi:
-        made = Engine(checkout, pulumi)
+        made = kind(checkout, pulumi)
         made.write()
         made.run("stack", "init")
         made.up()

@@ -68,17 +68,17 @@ def test_without_an_edit_nothing_is_to_change(engine: Engine) -> None:
         (
             {"derper": {"stunPort": 13478}},
             [
-                "replace derper's container: published ports",
+                "replace derper's container: ports",
                 "update  the stack's outputs: derpMapRegion",
             ],
-            "Relay sessions will end: derper's container is replaced (published ports).",
+            "Relay sessions will end: derper's container is replaced (ports).",
         ),
         (
             {"network": {"ipv6Subnet": "fd12:3456:789a:1::/64"}},
             [
                 "replace the network: subnet",
-                "replace Caddy's container: networksAdvanced",
-                "replace derper's container: networksAdvanced",
+                "replace Caddy's container: network",
+                "replace derper's container: network",
                 "update  Caddy's configuration",
             ],
             "Relay sessions will end: the network is replaced (subnet);",
@@ -105,7 +105,7 @@ def test_an_edit_that_would_end_sessions_is_refused_to_who_wants_them_kept(engin
     said = relayctl(engine, "up", STACK, "--keep-sessions", fails=True)
     assert said[-3:] == [
         f"error: relay sessions of {STACK} would end; nothing was changed",
-        "  derper's container is replaced (published ports)",
+        "  derper's container is replaced (ports)",
         (
             f"  to mend it: take the edit back; or run `make up STACK={STACK}` without --keep-sessions,"
             " when it suits"

@@ -15,7 +15,7 @@ DELIVERED = "Configuration configuration"
 
 @pytest.fixture(scope="module")
 def engine(host: DockerHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with engine_on(host, tmp_path_factory.mktemp("engine")) as made:
+    with engine_on(host, tmp_path_factory.mktemp("engine"), Engine) as made:
         yield made
 
 

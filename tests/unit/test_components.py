@@ -36,7 +36,10 @@ def test_the_whole_of_a_stack() -> None:
     assert sorted(declare(MINIMAL).names()) == [
         "derp-relays:components:CaddyConfiguration configuration",
         "derp-relays:components:CaddyProxy caddy",
+        "derp-relays:components:Delivery delivery",
         "derp-relays:components:DerperRelay derper",
+        "derp-relays:components:ImageTrial caddy",
+        "derp-relays:components:ImageTrial derper",
         "derp-relays:components:LocalHost host",
         "derp-relays:components:RelayNetwork network",
         "docker:index/container:Container caddy",
@@ -52,8 +55,10 @@ def test_the_whole_of_a_stack() -> None:
         "docker:index/volume:Volume derp_certs",
         "docker:index/volume:Volume derp_data",
         "pulumi-python:dynamic/caddy:Configuration configuration",
+        "pulumi-python:dynamic/docker:ImageTrial caddy",
+        "pulumi-python:dynamic/docker:ImageTrial derper",
         "pulumi:providers:docker host",
-        "pulumi:providers:pulumi-python configuration",
+        "pulumi:providers:pulumi-python delivery",
         "pulumi:pulumi:Stack derp-relays-test",
     ]
 

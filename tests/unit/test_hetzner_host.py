@@ -42,6 +42,10 @@ def declared(stack: str = "test", **host: Any) -> Declarations:
     return declare({**HETZNER, "host": {**HOST, **host}}, stack)
 
 
+def in_zone(sites: list[dict[str, Any]], **values: Any) -> Declarations:
+    return declare({**HETZNER, "host": {**HOST, "dnsZone": "example.com"}, "sites": sites, **values})
+
+
 def server(**host: Any) -> Declared:
     return declared(**host).one("hcloud:index/server:Server", "host")
 
@@ -55,8 +59,11 @@ def test_the_whole_of_a_server() -> None:
     assert sorted(name for name in declared().names() if "docker:index" not in name) == [
         "derp-relays:components:CaddyConfiguration configuration",
         "derp-relays:components:CaddyProxy caddy",
+        "derp-relays:components:Delivery delivery",
         "derp-relays:components:DerperRelay derper",
         "derp-relays:components:HetznerHost host",
+        "derp-relays:components:ImageTrial caddy",
+        "derp-relays:components:ImageTrial derper",
         "derp-relays:components:RelayNetwork network",
         "hcloud:index/firewall:Firewall host",
         "hcloud:index/primaryIp:PrimaryIp ipv4",
@@ -66,9 +73,11 @@ def test_the_whole_of_a_server() -> None:
         "hcloud:index/server:Server host",
         "hcloud:index/sshKey:SshKey host",
         "pulumi-python:dynamic/caddy:Configuration configuration",
+        "pulumi-python:dynamic/docker:ImageTrial caddy",
+        "pulumi-python:dynamic/docker:ImageTrial derper",
         "pulumi:providers:docker host",
         "pulumi:providers:hcloud host",
-        "pulumi:providers:pulumi-python configuration",
+        "pulumi:providers:pulumi-python delivery",
         "pulumi:pulumi:Stack derp-relays-test",
     ]
 
@@ -218,26 +227,60 @@ def test_the_firewall_follows_the_ports() -> None:
     ]
 
 
-def test_records_for_the_relay_and_every_site_of_the_zone() -> None:
-    found = declare({**HETZNER, "host": {**HOST, "dnsZone": "example.com"}, "sites": SITES})
+def test_the_relays_own_records_are_resources() -> None:
+    found = in_zone(SITES)
     records = {
         (r.inputs["name"], r.inputs["type"]): r.inputs["records"][0]["value"] for r in found.of(":ZoneRrset")
     }
-    v4, v6 = "203.0.113.9", "2001:db8:9::1"
-    assert records == {
-        (name, type_): address
-        for name in ("derp", "blog", "@")
-        for type_, address in (("A", v4), ("AAAA", v6))
-    }
+    assert records == {("derp", "A"): "203.0.113.9", ("derp", "AAAA"): "2001:db8:9::1"}
     assert {r.inputs["zone"] for r in found.of(":ZoneRrset")} == {"example.com"}
     assert {r.inputs["ttl"] for r in found.of(":ZoneRrset")} == {300}
     assert all(r.request.deleteBeforeReplace for r in found.of(":ZoneRrset"))
     assert declared().of(":ZoneRrset") == []
 
 
+def test_the_records_of_all_sites_are_one_resource(caplog: pytest.LogCaptureFixture) -> None:
+    records = in_zone(SITES).one(":SiteRecords", "sites")
+    inputs = dict(records.inputs)
+    provider = inputs.pop("__provider")
+    assert isinstance(provider, str), "code alone, which needs no encryption"
+    assert inputs == {
+        "zone": "example.com",
+        "names": ["@", "blog"],
+        "ipv4": "203.0.113.9",
+        "ipv6": "2001:db8:9::1",
+        "ttl": 300,
+        "labels": {"derp-relays.stack": "derp-test", "derp-relays.records": "sites"},
+    }
+    assert "pulumi:providers:pulumi-python::sites::" in records.request.provider
+    assert records.request.deleteBeforeReplace
+    assert not records.request.deletedWith, "records outlive a server, as its addresses do"
+    assert "elsewhere.example.org is not in the zone example.com: make its records yourself." in caplog.text
+    assert declared().of(":SiteRecords") == []
+
+
+def test_the_records_of_sites_are_made_with_the_token_of_all_else() -> None:
+    given = {"hcloud:token": "t" * 64, "hcloud:endpoint": "http://127.0.0.1:1/v1"}
+    found = in_zone(SITES, **given)
+    for resource in (found.one(":SiteRecords", "sites"), found.one("providers:hcloud", "host")):
+        token = resource.inputs["token"]
+        assert token["4dabf18193072939515e22adb298388d"] == "1b47061264138c4ac30d75fd1eb44270", "a secret"
+        assert token["value"].strip('"') == "t" * 64
+        assert resource.inputs["endpoint"] == "http://127.0.0.1:1/v1"
+
+
+@pytest.mark.parametrize("number", [0, 1, 1000])
+def test_sites_cost_no_resources(number: int) -> None:
+    sites = [{"names": [f"site{i}.example.com"], "redirect": "https://example.net/"} for i in range(number)]
+    found = in_zone(sites)
+    assert len(found.resources) == len(in_zone([]).resources)
+    assert len(found.one(":SiteRecords", "sites").inputs["names"]) == number
+
+
 def test_nothing_leads_to_ipv6_where_nothing_is_published_over_it() -> None:
-    found = declare({**HETZNER, "host": {**HOST, "dnsZone": "example.com"}, "network": {"ipv6": False}})
+    found = in_zone(SITES, network={"ipv6": False})
     assert {r.inputs["type"] for r in found.of(":ZoneRrset")} == {"A"}
+    assert "ipv6" not in found.one(":SiteRecords", "sites").inputs
     assert found.outputs["ipv6"] is None
     assert "IPv6" not in found.outputs["derpMapRegion"]["Nodes"][0]
 
@@ -246,7 +289,7 @@ def test_every_docker_resource_lives_and_dies_with_the_server() -> None:
     found = declared()
     wanted = urn(found.one(":Server", "host"))
     on_it = [r for r in found.resources if r.type.startswith(("docker:", "pulumi-python:"))]
-    assert len(on_it) == 13
+    assert len(on_it) == 15
     for resource in on_it:
         assert resource.request.deletedWith == wanted, resource.name
 
