@@ -36,8 +36,8 @@ _CARRIES_SESSIONS = (_SERVER, _ADDRESS, _NETWORK, _VOLUME, _CONTAINER)
 # Changes in place for which Hetzner's provider switches the server off:
 # https://github.com/hetznercloud/terraform-provider-hcloud/blob/v1.66.1/internal/server/resource.go
 _SWITCHES_OFF = {"serverType", "publicNets"}
-# Compared by a trigger, which a preview does not name (components.container, components.network).
-_COMPARED_BY_TRIGGER = {_CONTAINER: "published ports", _NETWORK: "subnet"}
+# Properties that have another name for people.
+_WORDS = {"envs": "environment", "ipamConfigs": "subnet", "networksAdvanced": "network"}
 
 # By type, and for some by type and logical name.
 _NAMES = {
@@ -88,7 +88,7 @@ class Change:
 
     ``name`` is for people. ``properties`` has the names, never the values, of
     what it is changed or replaced for, and what comes of that; for Caddy's
-    configuration it has the names of sites. ``type`` is Pulumi's.
+    configuration the names of sites. ``type`` is Pulumi's.
     """
 
     operation: Operation
@@ -223,14 +223,19 @@ class _Resource:
         if self.type == _CONFIGURATION:
             yield from self._sites()
         elif operation == "replace":
-            yield from self.replaced_for() or filter(None, [_COMPARED_BY_TRIGGER.get(self.type)])
+            yield from map(_word, self.replaced_for() or self._differing())
         elif operation == "update":
-            yield from self.changed()
+            yield from map(_word, self.changed())
         if self.type == _VOLUME and operation in ("replace", "delete"):
             yield "its data is lost"
 
     def replaced_for(self) -> list[str]:
         return _properties(key for step in self.steps for key in step.keys or ())
+
+    def _differing(self) -> list[str]:
+        """Return what differs where a trigger replaces: the engine then names nothing."""
+        old, new = self._inputs("old"), self._inputs("new")
+        return _properties(name for name in {*old, *new} if old.get(name) != new.get(name))
 
     def changed(self) -> list[str]:
         found = _properties(key for step in self.steps for key in step.diffs or ())
@@ -373,6 +378,10 @@ def _properties(paths: Iterable[str]) -> list[str]:
     """Return the properties that ``paths``, such as ``envs[0]``, lead into; Pulumi's own are left out."""
     names = {re.split(r"[.\[]", path)[0] for path in paths}
     return sorted(name for name in names if name and not name.startswith("__"))
+
+
+def _word(name: str) -> str:
+    return _WORDS.get(name, name)
 
 
 def _named(told: Sequence[str]) -> list[str]:

@@ -163,9 +163,23 @@ def test_what_may_turn_out_to_be_the_same_is_said_to_be_uncertain() -> None:
     )
 
 
-def test_ports_are_named_though_pulumi_names_nothing() -> None:
-    plan = Plan.of([*RUNNING[:2], CADDY, *replaced(CONTAINER, "derper")])
-    assert plan.changes == (Change("replace", "derper's container", ("published ports",)),)
+def test_what_a_trigger_replaces_is_told_though_pulumi_names_nothing() -> None:
+    """Ports and subnets are left out of what is compared (components.container, components.network)."""
+    ports = [{"inputs": {"ports": [{"external": port}], "envs": []}} for port in (3478, 13478)]
+    subnets = [
+        {"inputs": {"ipamConfigs": [{"subnet": net}], "ipv6": True}} for net in ("fd12::/64", "fd34::/64")
+    ]
+    plan = Plan.of(
+        [
+            *replaced(NETWORK, "network", old=subnets[0], new=subnets[1]),
+            *replaced(CONTAINER, "derper", old=ports[0], new=ports[1]),
+            CADDY,
+        ]
+    )
+    assert plan.changes == (
+        Change("replace", "the network", ("subnet",)),
+        Change("replace", "derper's container", ("ports",)),
+    )
     assert plan.sessions is Sessions.END
 
 
@@ -182,12 +196,12 @@ def test_a_cause_is_told_before_what_follows_from_it() -> None:
     ]
     plan = Plan.of([*containers, configuration({}, {}), *replaced(NETWORK, "network")])
     assert plan.changes == (
-        Change("replace", "the network", ("subnet",)),
-        Change("replace", "Caddy's container", ("networksAdvanced",)),
-        Change("replace", "derper's container", ("networksAdvanced",)),
+        Change("replace", "the network"),
+        Change("replace", "Caddy's container", ("network",)),
+        Change("replace", "derper's container", ("network",)),
         Change("update", "Caddy's configuration"),
     )
-    assert plan.reasons[0] == "the network is replaced (subnet)"
+    assert plan.reasons[0] == "the network is replaced"
     assert plan.lasting is None
 
 
@@ -220,7 +234,7 @@ def test_an_environment_is_told_by_its_property_alone() -> None:
         event("create-replacement", CONTAINER, "caddy", old=secret, new=secret, **why),
     ]
     plan = Plan.of([*RUNNING[:2], DERPER, *changed])
-    assert plan.changes == (Change("replace", "Caddy's container", ("envs",)),)
+    assert plan.changes == (Change("replace", "Caddy's container", ("environment",)),)
     assert "hunter2" not in f"{plan} {plan.told().plain}"
 
 
