@@ -39,6 +39,8 @@ class CaddyConfiguration(pulumi.ComponentResource):
                 **delivery.arguments(host),
                 "digest": content.digest,
                 "sites": dict(content.sites),
+                # What it is now tells what the next delivery does to sessions (relayctl.plan).
+                "streamCloseDelay": settings.caddy.stream_close_delay,
                 "secrets": pulumi.Output.secret(
                     {
                         name: value.get_secret_value()

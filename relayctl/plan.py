@@ -46,6 +46,8 @@ _NAMES = {
     f"{_IMAGE}::derper": "derper's image",
     f"{_IMAGE}::caddy": "Caddy's image",
     f"{_IMAGE}::deliver": "the image that delivers Caddy's configuration",
+    "pulumi-python:dynamic/docker:ImageTrial::derper": "the trial of derper's image",
+    "pulumi-python:dynamic/docker:ImageTrial::caddy": "the trial of Caddy's image",
     _NETWORK: "the network",
     _VOLUME: "the volume {name}",
     _CONFIGURATION: "Caddy's configuration",
@@ -57,8 +59,9 @@ _NAMES = {
     "hcloud:index/rdns:Rdns": "reverse DNS {name}",
     "hcloud:index/sshKey:SshKey": "the SSH key at Hetzner",
     "hcloud:index/zoneRrset:ZoneRrset": "the DNS record {name}",
+    "pulumi-python:dynamic/hetzner:SiteRecords": "the DNS records of sites",
     "pulumi:providers:hcloud": "the connection to Hetzner",
-    "pulumi:providers:pulumi-python": "what delivers Caddy's configuration",
+    "pulumi:providers:pulumi-python": "the provider of what is written in Python ({name})",
 }
 
 _ORDER: Sequence[Operation] = ("delete", "replace", "update", "create")
