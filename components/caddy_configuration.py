@@ -42,10 +42,7 @@ class CaddyConfiguration(pulumi.ComponentResource):
                 # What it is now tells what the next delivery does to sessions (relayctl.plan).
                 "streamCloseDelay": settings.caddy.stream_close_delay,
                 "secrets": pulumi.Output.secret(
-                    {
-                        name: value.get_secret_value()
-                        for name, value in getattr(settings, "site_secrets", {}).items()
-                    }
+                    {name: value.get_secret_value() for name, value in settings.site_secrets.items()}
                 ),
                 "container": proxy.container.id,
             },

@@ -11,6 +11,8 @@ import pulumi_docker as docker
 import pulumi_hcloud as hcloud
 
 from components.engine_over_ssh import engine_over_ssh
+from components.hetzner_api import STACK_LABEL
+from components.site_records import SiteRecords
 from render.cloud_init import cloud_init
 from settings import Settings
 from settings.host import HetznerHost as HetznerHostSettings
@@ -18,8 +20,6 @@ from ssh.keys import public_key
 
 # What an edit must not rebuild a server for: it would take the relay and its certificates with it.
 KEPT_UNTIL_A_REBUILD = ["userData", "sshKeys", "image"]
-# On all that is made at Hetzner: whose it is.
-STACK_LABEL = "derp-relays.stack"
 
 _EVERYWHERE = ["0.0.0.0/0", "::/0"]
 # Seconds. Short, since an address that is new has to be known soon, and records are asked for seldom.
@@ -62,10 +62,12 @@ class HetznerHost(pulumi.ComponentResource):
         stack = pulumi.get_stack()
         self._name = server_name(stack)
         self._labels = {STACK_LABEL: self._name, **host.labels}
+        self._token = pulumi.Config("hcloud").get_secret("token")
+        self._endpoint = pulumi.Config("hcloud").get("endpoint")
         self._api = hcloud.Provider(
             name,
-            token=pulumi.Config("hcloud").get_secret("token"),
-            endpoint=pulumi.Config("hcloud").get("endpoint"),
+            token=self._token,
+            endpoint=self._endpoint,
             opts=pulumi.ResourceOptions(parent=self),
         )
         ipv4, ipv6 = (self._address(version, host) for version in ("ipv4", "ipv6"))
@@ -113,25 +115,41 @@ class HetznerHost(pulumi.ComponentResource):
     ) -> None:
         if host.dns_zone is None:
             return
-        names = [settings.domain, *(name for site in settings.sites for name in site.names)]
-        for full in dict.fromkeys(names):
-            record = host.record_name(full)
+        # The settings refuse a relay outside of its zone.
+        for type_, address in addresses.items():
+            hcloud.ZoneRrset(
+                f"{settings.domain} {type_}",
+                zone=host.dns_zone,
+                name=host.record_name(settings.domain),
+                type=type_,
+                ttl=_TTL,
+                records=[hcloud.ZoneRrsetRecordArgs(value=address)],
+                labels=self._labels,
+                opts=self._options(delete_before_replace=True),
+            )
+        records = {name: host.record_name(name) for site in settings.sites for name in site.names}
+        for full, record in records.items():
             if record is None:
                 pulumi.log.warn(
                     f"{full} is not in the zone {host.dns_zone}: make its records yourself.", self
                 )
-                continue
-            for type_, address in addresses.items():
-                hcloud.ZoneRrset(
-                    f"{full} {type_}",
-                    zone=host.dns_zone,
-                    name=record,
-                    type=type_,
-                    ttl=_TTL,
-                    records=[hcloud.ZoneRrsetRecordArgs(value=address)],
-                    labels=self._labels,
-                    opts=self._options(delete_before_replace=True),
-                )
+        # An explicit one: the default provider has all of the stack's configuration in the state.
+        provider = pulumi.ProviderResource(
+            "pulumi-python", "sites", {}, opts=pulumi.ResourceOptions(parent=self)
+        )
+        SiteRecords(
+            "sites",
+            zone=host.dns_zone,
+            names=[record for record in records.values() if record is not None],
+            ipv4=addresses["A"],
+            ipv6=addresses.get("AAAA"),
+            ttl=_TTL,
+            labels=self._labels,
+            token=self._token,
+            endpoint=self._endpoint,
+            # One that is made first would take what it finds for its own, and go with the old one.
+            opts=pulumi.ResourceOptions(parent=self, provider=provider, delete_before_replace=True),
+        )
 
     def _server(
         self,

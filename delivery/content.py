@@ -114,7 +114,7 @@ def content_of(settings: Settings, stack: str) -> Content:
     folder, certificates = _certificates(settings)
     secrets = {
         name: f"{SECRETS}/{_digest_of_secret(name, value.get_secret_value())}/{name}"
-        for name, value in getattr(settings, "site_secrets", {}).items()
+        for name, value in settings.site_secrets.items()
     }
     places = Places({name: tree.path for name, tree in trees.items()}, secrets, folder)
     return Content(

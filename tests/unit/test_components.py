@@ -8,6 +8,7 @@ from typing import Any
 
 import pulumi
 import pytest
+from pulumi.runtime import rpc
 
 from images import built_image
 from settings.model import unique_local_subnet
@@ -262,6 +263,38 @@ def test_folders_of_sites_are_data_and_no_mounts(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("<h1>hello</h1>")
     given = {**MINIMAL, "sites": [{"names": ["blog.example.com"], "folder": str(tmp_path)}]}
     assert declare(given).one(":Container", "caddy").inputs == container("caddy").inputs
+
+
+def test_what_is_served_is_told_by_digests_alone_and_secrets_are_secret(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<h1>hello</h1>")
+    hashed = "$2a$14$" + "Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG"[:53]
+    given = {
+        **MINIMAL,
+        "sites": [
+            {"names": ["blog.example.com"], "folder": str(tmp_path), "basicAuth": {"alice": hashed}},
+            {
+                "names": ["api.example.com"],
+                "upstream": "api:80",
+                "requestHeaders": {"X-Token": "{secret.token}"},
+            },
+        ],
+        "siteSecrets": {"token": "open sesame"},
+    }
+    configuration = declare(given).one(":Configuration", "configuration")
+    inputs = configuration.inputs
+    assert set(inputs["sites"]) == {"blog.example.com", "api.example.com"}
+    assert inputs["container"] == "caddy-id"
+    assert inputs["program"] == "sha256:deliver"
+    assert hashed not in str(inputs)
+    assert configuration.request.object["secrets"][rpc._special_sig_key] == rpc._special_secret_sig
+    assert "open sesame" not in str({key: value for key, value in inputs.items() if key != "secrets"})
+    # The default provider would take all of the stack's configuration into the state.
+    assert "pulumi:providers:pulumi-python::delivery::" in configuration.request.provider
+    (tmp_path / "index.html").write_text("<h1>good bye</h1>")
+    changed = declare(given).one(":Configuration", "configuration").inputs
+    assert changed["digest"] != inputs["digest"]
+    assert changed["sites"]["blog.example.com"] != inputs["sites"]["blog.example.com"]
+    assert changed["sites"]["api.example.com"] == inputs["sites"]["api.example.com"]
 
 
 def test_folders_that_cannot_be_served_stop_the_program_before_any_resource(tmp_path: Path) -> None:
