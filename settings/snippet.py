@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from settings.problems import reject
 
 # What Caddy's lexer has tokens end by (caddyconfig/caddyfile/lexer.go in v2.11.4 and v2.11.9).
-_BETWEEN = re.compile(r"(?:\s+|\\[^\S\n]*\n|#[^\n]*)*")
+_BETWEEN = re.compile(r"(?:\s+|\\\n|#[^\n]*)*")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"|`([^`]*)`', re.DOTALL)
 _HEREDOC = re.compile(r"<<([^ \n]*)\n")
 _HEREDOC_MARKER = re.compile(r"[A-Za-z0-9_-]+")
-_PLAIN = re.compile(r"<<[^ \n]*|(?:[^\s\\]|\\\S)+")
+_PLAIN = re.compile(r"(?:[^\s\\]|\\\S)+")
 _ESCAPES_NOTHING = re.compile(r"\\[\s\"`#]")
-_ENDS_ESCAPED = re.compile(r"(?:\A|\n)[^#\n]*\\[^\S\n]*\n\Z")
+_ENDS_ESCAPED = re.compile(r"(?:\A|\n)[^#\n]*\\\n\Z")
+_COMMENT_ESCAPES = re.compile(r"[^\S\n]*#[^\n]*\\")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ def tokens(snippet: str) -> Iterator[Token]:
     text = snippet.rstrip() + "\n"
     position, line = 0, 1
     while between := _BETWEEN.match(text, position):
+        if position and _COMMENT_ESCAPES.match(between[0]):
+            reject(
+                f"has a backslash in the comment of line {line}, which Caddy lets escape the line's end",
+                "Put the comment in a line by itself.",
+            )
         position = between.end()
         line += between[0].count("\n")
         if position == len(text):
@@ -70,6 +76,11 @@ def _token(text: str, position: int, line: int) -> tuple[str, bool, int]:
         if end < 0:
             reject(f"has a heredoc in line {line} that {marker} does not end", f"Write {marker} below it.")
         return text[found.end() : end].strip(), True, end + len(marker)
+    if text.startswith("<<", position):
+        reject(
+            f"has a word in line {line} that begins as a heredoc does",
+            r"Write \<<, or put the word in quotation marks.",
+        )
     if _ESCAPES_NOTHING.match(text, position):
         reject(
             f"has a backslash in line {line} that escapes nothing",
@@ -95,13 +106,17 @@ def stays_in_its_block(snippet: str) -> str:
     found = list(tokens(snippet))
     if not found:
         reject("is empty", "Write directives such as respond /ping 200, or leave it out.")
-    _braces_are_paired(token for token in found if token.text in {"{", "}"})
+    _braces_are_paired(found)
     return snippet
 
 
-def _braces_are_paired(braces: Iterable[Token]) -> None:
+def _braces_are_paired(found: Iterable[Token]) -> None:
     begun: list[int] = []
-    for brace in braces:
+    line_before = 0
+    for brace in found:
+        begins_line, line_before = brace.first_line > line_before, brace.last_line
+        if brace.text not in {"{", "}"}:
+            continue
         if brace.quoted:
             # parse.go in v2.11.4 takes it for a brace of the Caddyfile's own, v2.11.9 does not.
             reject(
@@ -109,6 +124,12 @@ def _braces_are_paired(braces: Iterable[Token]) -> None:
                 "Put something beside it: Caddy may take it for where a block begins or ends.",
             )
         if brace.text == "{":
+            if begins_line:
+                # Caddy takes it for a directive of that name, and the } after it for the end of the site.
+                reject(
+                    f"has a {{ at the begin of line {brace.first_line}",
+                    "Write it at the end of the line before.",
+                )
             begun.append(brace.first_line)
         elif begun:
             begun.pop()
