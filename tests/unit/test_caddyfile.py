@@ -13,7 +13,7 @@ from tests.unit.loopback_relay import AUTHORITY
 
 PLACES = Places(
     folders={"blog.example.com": "/srv/.sites/blog.example.com/0123abcd"},
-    secrets={},
+    secrets={"token": "/etc/caddy/secrets/89ab/token"},
     certificates=None,
 )
 
@@ -105,27 +105,6 @@ def test_files_are_used_by_every_site(tmp_path: Any) -> None:
     line = f"tls {folder}/chain.pem {folder}/key.pem"
     assert block(text, "derp.example.com")[0] == line
     assert block(text, "a.example.com")[0] == line
-
-
-@pytest.mark.parametrize(
-    ("site", "lines"),
-    [
-        ({"upstream": "blog:8080"}, ["reverse_proxy blog:8080"]),
-        ({"upstream": "http://blog:8080/"}, ["reverse_proxy blog:8080"]),
-        ({"upstream": "https://10.0.0.5:8443"}, ["reverse_proxy https://10.0.0.5:8443"]),
-        ({"upstream": "http://[fd00::5]:80"}, ["reverse_proxy [fd00::5]:80"]),
-        ({"folder": "/srv/blog"}, ["encode", "root /srv/blog", "file_server"]),
-        ({"redirect": "https://www.example.com/"}, ["redir https://www.example.com{uri} permanent"]),
-    ],
-)
-def test_a_site_is_an_upstream_a_folder_or_a_redirect(site: dict[str, str], lines: list[str]) -> None:
-    text = rendered(sites=[{"names": ["blog.example.com", "www.blog.example.com"], **site}])
-    assert block(text, "blog.example.com, www.blog.example.com") == lines
-
-
-def test_a_folder_of_this_machine_is_served_from_where_it_was_put(tmp_path: Any) -> None:
-    text = rendered(sites=[{"names": ["blog.example.com"], "folder": str(tmp_path)}])
-    assert "root /srv/.sites/blog.example.com/0123abcd" in block(text, "blog.example.com")
 
 
 def test_the_relay_is_found_by_its_containers_name() -> None:
