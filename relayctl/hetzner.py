@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import ipaddress
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -18,8 +17,11 @@ from hcloud.primary_ips import BoundPrimaryIP
 from hcloud.server_types import BoundServerType
 from hcloud.servers import BoundServer
 from hcloud.ssh_keys import BoundSSHKey
+from hcloud.zones import Zone
 
-from components.hetzner_host import STACK_LABEL, address_name, server_name
+from components.hetzner_api import API_ERRORS, STACK_LABEL, UNAUTHORIZED_MEND, ApiError, api_client, meaning
+from components.hetzner_host import address_name, server_name
+from components.site_records import ADDRESSES_OR_ALIAS, described, full_name, in_the_way
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
 from settings import PROJECT, HetznerHost, Settings
@@ -27,7 +29,6 @@ from settings import PROJECT, HetznerHost, Settings
 # https://docs.hetzner.cloud/reference/cloud, section "Authentication"; the provider takes no other length:
 # https://github.com/hetznercloud/terraform-provider-hcloud/blob/v1.66.1/hcloud/provider.go
 _TOKEN_LENGTH = 64
-_ENDPOINT = "https://api.hetzner.cloud/v1"
 
 # RFC 5737, RFC 3849 and RFC 2606: for use in documentation.
 _DOCUMENTATION = [
@@ -41,6 +42,7 @@ _FIREWALL = "hcloud:index/firewall:Firewall"
 _SSH_KEY = "hcloud:index/sshKey:SshKey"
 _PRIMARY_IP = "hcloud:index/primaryIp:PrimaryIp"
 _RECORD = "hcloud:index/zoneRrset:ZoneRrset"
+_SITE_RECORDS = "pulumi-python:dynamic/hetzner:SiteRecords"
 _Named = BoundServer | BoundFirewall | BoundSSHKey | BoundPrimaryIP
 
 
@@ -65,13 +67,7 @@ def client(token: str | None) -> hcloud.Client:
             f"the API token for Hetzner Cloud has {len(token)} characters, and every one of theirs has 64",
             mend,
         )
-    return hcloud.Client(
-        token=token,
-        api_endpoint=os.environ.get("HCLOUD_ENDPOINT") or _ENDPOINT,
-        application_name="derp-relays",
-        poll_interval=1,
-        timeout=30,
-    )
+    return api_client(token)
 
 
 def server_of(deployment: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -105,24 +101,27 @@ def switch_on(server: BoundServer, progress: Progress) -> None:
     try:
         with progress.step(f"Switching on the server {server.name}, which is off"):
             server.power_on().wait_until_finished()
-    except (hcloud.APIException, ActionException, requests.RequestException) as error:
+    except API_ERRORS as error:
         raise explained(error) from error
 
 
-def remove_leftovers(
+def remove_leftovers(  # noqa: PLR0913 - what there is, what is known, and what is wanted
     api: hcloud.Client,
     stack: str,
     deployment: Mapping[str, Any],
     since: dt.datetime | None,
     progress: Progress,
+    *,
+    wanted: Collection[str] = (),
 ) -> None:
     """Remove what an update of ``stack`` that was killed or failed has made, and its state has no id of.
 
     The next update makes it anew. Pulumi had noted that it was about to create
     it, or it was made ``since`` the update began that did not end well (``None``:
     the last one did). It has the stack's label, and nothing else uses it: a
-    server has to be at the state's own addresses. Raises ``PrerequisiteError`` if
-    the API does not do it.
+    server has to be at the state's own addresses. The records of ``wanted``, names
+    of sites, stay: the next update goes on with them. Raises ``PrerequisiteError``
+    if the API does not do it.
     """
     begun = {
         (operation["resource"]["type"], str((operation["resource"].get("inputs") or {}).get("name")))
@@ -132,6 +131,7 @@ def remove_leftovers(
     if not begun and since is None:
         return
     known = {(str(r.get("type")), str(r.get("id"))) for r in deployment.get("resources") or []}
+    names = {*wanted, *_names_with_records(deployment)}
 
     def is_left(type_: str, found: _Named) -> bool:
         # The API gives whole seconds.
@@ -155,10 +155,37 @@ def remove_leftovers(
                         _delete(found)
         for zone in api.zones.get_all():
             for record in zone.get_rrset_all(label_selector=labelled):
-                if (_RECORD, record.id) not in known:
+                name = full_name(str(record.name), str(zone.name))
+                if (_RECORD, record.id) not in known and name not in names:
                     zone.delete_rrset(record).action.wait_until_finished()
-    except (hcloud.APIException, ActionException, requests.RequestException) as error:
+    except API_ERRORS as error:
         raise explained(error) from error
+
+
+def _names_with_records(deployment: Mapping[str, Any]) -> Iterator[str]:
+    """Return the names whose records the state knows of as those of sites."""
+    for resource in deployment.get("resources") or []:
+        if resource.get("type") == _SITE_RECORDS and not resource.get("delete"):
+            outputs = resource["outputs"]
+            yield from (full_name(name, outputs["zone"]) for name in outputs.get("names") or [])
+
+
+def records_of_sites(deployment: Mapping[str, Any], settings: Settings) -> list[str]:
+    """Return the URNs of records that ``deployment`` has one by one, and that are those of sites by now.
+
+    They were the relay's own, or of before all sites' became one resource. That
+    one takes them as they are, and Pulumi would remove them afterwards.
+    """
+    host = settings.host
+    assert isinstance(host, HetznerHost)  # noqa: S101 - called for this kind alone
+    names = {f"{name} {type_}" for site in settings.sites for name in site.names for type_ in ("A", "AAAA")}
+    return [
+        str(resource["urn"])
+        for resource in deployment.get("resources") or []
+        if resource.get("type") == _RECORD
+        and resource["urn"].rpartition("::")[2] in names
+        and resource["inputs"]["zone"] == host.dns_zone
+    ]
 
 
 def _is_in_use(found: _Named, known: Collection[tuple[str, str]]) -> bool:
@@ -202,8 +229,8 @@ def check(
     host = settings.host
     assert isinstance(host, HetznerHost)  # noqa: S101 - called for this kind alone
     try:
-        found = [*_examples(settings, host), *_problems(api, stack, host, deployment)]
-    except (hcloud.APIException, requests.RequestException) as error:
+        found = [*_examples(settings, host), *_problems(api, stack, settings, host, deployment)]
+    except API_ERRORS as error:
         raise explained(error) from error
     if found:
         raise PrerequisiteError(
@@ -229,7 +256,7 @@ def _examples(settings: Settings, host: HetznerHost) -> Iterator[tuple[str, str]
 
 
 def _problems(
-    api: hcloud.Client, stack: str, host: HetznerHost, deployment: Mapping[str, Any]
+    api: hcloud.Client, stack: str, settings: Settings, host: HetznerHost, deployment: Mapping[str, Any]
 ) -> Iterator[tuple[str, str]]:
     types = api.server_types.get_all()
     wanted = next((each for each in types if each.name == host.server_type), None)
@@ -256,7 +283,33 @@ def _problems(
             f"host.dnsZone: this project at Hetzner has no zone {host.dns_zone}",
             "Make it in the Hetzner Console and point the domain's name servers at it, or leave dnsZone out.",
         )
+    elif host.dns_zone is not None:
+        yield from _records_in_the_way(api, stack, settings, host, deployment)
     yield from _names(api, stack, host.location, deployment)
+
+
+def _records_in_the_way(
+    api: hcloud.Client, stack: str, settings: Settings, host: HetznerHost, deployment: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Find record sets of somebody else's of those names that the state has no records of.
+
+    For the others the zone, which may have thousands, is not looked through.
+    """
+    zone = str(host.dns_zone)
+    known = {*_names_with_records(deployment)}
+    names = {settings.domain, *(name for site in settings.sites for name in site.names)} - known
+    records = {record for record in map(host.record_name, names) if record is not None}
+    types = ["A", "AAAA"] if settings.network.ipv6 else ["A"]
+    ids = {f"{record}/{type_}" for record in records for type_ in types}
+    ids -= {str(r.get("id")) for r in deployment.get("resources") or [] if r.get("type") == _RECORD}
+    if not ids:
+        return
+    found = api.zones.get_rrset_all(Zone(name=zone), type=ADDRESSES_OR_ALIAS)
+    if others := in_the_way(found, ids, server_name(stack)):
+        yield (
+            f"host.dnsZone: {zone} has records that are not this stack's: {described(others, zone)}",
+            "Delete them in the Hetzner Console, or take the names out of sites and domain.",
+        )
 
 
 def _names(
@@ -295,27 +348,14 @@ def _offered(types: list[BoundServerType], location: str) -> str:
     return ", ".join(str(each.name) for each in types if _available(each, location)) or "none at this moment"
 
 
-def explained(
-    error: hcloud.APIException | ActionException | requests.RequestException,
-) -> PrerequisiteError:
+def explained(error: ApiError) -> PrerequisiteError:
     """Return what the API's ``error`` means, and how to mend it."""
     if isinstance(error, ActionException):
-        return PrerequisiteError(
-            f"Hetzner Cloud could not do what it was asked: {error.message}",
-            "see the server in the Hetzner Console; then run it again",
-        )
-    if not isinstance(error, hcloud.APIException):
-        return PrerequisiteError(
-            f"Hetzner Cloud's API does not answer: {error}",
-            "see to this machine's network, then run it again",
-        )
-    if error.code == "unauthorized":
-        return PrerequisiteError(
-            "Hetzner Cloud does not know the API token",
-            "make a new one in the Hetzner Console (the project, Security, API tokens, Read & Write), and"
-            " export it as HCLOUD_TOKEN",
-        )
-    return PrerequisiteError(
-        f"Hetzner Cloud: {error.message} ({error.code})",
-        "wait a minute, then run it again: nothing was changed",
-    )
+        mend = "see the server in the Hetzner Console; then run it again"
+    elif not isinstance(error, hcloud.APIException):
+        mend = "see to this machine's network, then run it again"
+    elif error.code == "unauthorized":
+        mend = UNAUTHORIZED_MEND
+    else:
+        mend = "wait a minute, then run it again: nothing was changed"
+    return PrerequisiteError(meaning(error), mend)

@@ -139,7 +139,8 @@ class Server:
         api = hetzner.client(os.environ.get("HCLOUD_TOKEN") or config.get("hcloud:token"))
         deployment = opened.deployment()
         since = opened.unfinished_since()
-        hetzner.remove_leftovers(api, opened.name, deployment, since, self._progress)
+        sites = [name for site in self._settings.sites for name in site.names] if going_up else []
+        hetzner.remove_leftovers(api, opened.name, deployment, since, self._progress, wanted=sites)
         server = hetzner.server_of(deployment)
         found = hetzner.find(api, server) if server is not None else None
         if found is not None and going_up:
@@ -162,6 +163,9 @@ class Server:
         self._make_keys(opened, missing)
         self._settings = opened.settings(where)
         if going_up:
+            if taken_over := hetzner.records_of_sites(deployment, self._settings):
+                opened.forget(taken_over)
+                deployment = opened.deployment()
             hetzner.check(api, opened.name, self._settings, deployment, where)
         return self._settings
 

@@ -12,7 +12,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -253,10 +253,18 @@ class RelayStack:
 
     def forget_with_all_on_it(self, urn: str) -> None:
         """Take the server ``urn``, which is gone, out of the state with all that was on it."""
+        self._forget([urn], pending_operations=[])
+
+    def forget(self, urns: Iterable[str]) -> None:
+        """Take the resources ``urns``, which are another one's by now, out of the state."""
+        self._forget(urns)
+
+    def _forget(self, urns: Iterable[str], **instead: Any) -> None:
         exported = json.loads(self._run("stack", "export"))
         deployment = exported["deployment"]
-        deployment["resources"] = without(deployment.get("resources") or [], urn)
-        deployment["pending_operations"] = []
+        for urn in urns:
+            deployment["resources"] = without(deployment.get("resources") or [], urn)
+        deployment.update(instead)
         pruned = self._copy.with_suffix(".pruned")
         pruned.touch(mode=0o600)
         pruned.write_text(json.dumps(exported))

@@ -95,10 +95,13 @@ def _known(output: Any) -> Any:
 
 
 def declare(values: Mapping[str, Any], stack: str = "test") -> Declarations:
-    """Run the program for the settings ``values``, by their keys without the project's name."""
+    """Run the program for the settings ``values``, by their keys without the project's name.
+
+    Keys of other packages are whole, such as ``hcloud:token``.
+    """
     declarations = Declarations()
     config = {
-        f"{PROJECT}:{key}": value if isinstance(value, str) else json.dumps(value)
+        key if ":" in key else f"{PROJECT}:{key}": value if isinstance(value, str) else json.dumps(value)
         for key, value in values.items()
     }
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import hcloud
 import pytest
-import requests
 from hcloud.images import Image
 from hcloud.locations import Location
 from hcloud.server_types import ServerType
@@ -30,6 +29,7 @@ from sandbox.hcloud_api.catalogue import SERVER_TYPES
 from settings import Settings, read_stack_file, settings_from
 from ssh.keys import new_private_key, public_key
 from tests.unit.declared import MINIMAL
+from tests.unit.served_api import asked, changes, fault, quick, sandbox
 
 STACK = "nbg"
 NAME = "derp-nbg"
@@ -41,6 +41,7 @@ RECORD = "hcloud:index/zoneRrset:ZoneRrset"
 KEY = public_key(new_private_key("test"))
 OURS = {"derp-relays.stack": NAME}
 NUREMBERG = Location(name="nbg1")
+SITES = ("blog.example.com", "shop.example.com")
 # longer ago than any test, and after its end
 BEFORE = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
 LATER = dt.datetime(2100, 1, 1, tzinfo=dt.UTC)
@@ -59,35 +60,26 @@ def api(served: ServedApi, monkeypatch: pytest.MonkeyPatch) -> Any:
     Not as ``hcloud.Client``, which has every field of an answer as one that may be ``None``.
     """
     monkeypatch.setenv("HCLOUD_ENDPOINT", served.endpoint)
-    client = hetzner.client(served.token)
-    client._client._retry_interval_func = lambda retries: 0.01  # noqa: ARG005
-    client._client._poll_interval_func = lambda retries: 0.01  # noqa: ARG005
-    return client
+    return quick(hetzner.client(served.token))
 
 
-def sandbox(served: ServedApi, method: str, path: str, /, **fields: Any) -> requests.Response:
-    answer = requests.request(
-        method,
-        f"{served.sandbox}{path}",
-        headers={"Authorization": f"Bearer {served.token}"},
-        json=fields,
-        timeout=10,
-    )
-    answer.raise_for_status()
-    return answer
-
-
-def fault(served: ServedApi, **fields: Any) -> None:
-    sandbox(served, "POST", "/faults", **fields)
-
-
-def settings(**host: Any) -> Settings:
-    given = {"kind": "hetzner", "location": "nbg1", "sshFrom": ["198.18.0.1"], **host}
-    return settings_from({**MINIMAL, "host": given, "certificate": {"source": "internal"}}, WHERE)
+def settings(*sites: str, **host: Any) -> Settings:
+    given = {
+        "host": {"kind": "hetzner", "location": "nbg1", "sshFrom": ["198.18.0.1"], **host},
+        "certificate": {"source": "internal"},
+        "sites": [{"names": [name], "redirect": "https://example.net/"} for name in sites],
+    }
+    return settings_from({**MINIMAL, **given}, WHERE)
 
 
 def check(api: Any, deployment: dict[str, Any] | None = None, **host: Any) -> None:
     hetzner.check(api, STACK, settings(**host), deployment or {}, WHERE)
+
+
+def site_records(*names: str) -> dict[str, Any]:
+    """Return what a state has of the records of sites."""
+    outputs = {"zone": "example.com", "names": list(names)}
+    return {"type": "pulumi-python:dynamic/hetzner:SiteRecords", "id": NAME, "outputs": outputs}
 
 
 def refused(call: Callable[[], Any]) -> PrerequisiteError:
@@ -123,12 +115,6 @@ def new_server(api: Any, address: Any = None, **options: Any) -> Any:
 def entry(type_: str, found: Any, **more: Any) -> dict[str, Any]:
     """Return what a state has of something at the API."""
     return {"type": type_, "id": str(found.id), "urn": f"urn:{type_}::{found.id}", **more}
-
-
-def changes(served: ServedApi) -> list[str]:
-    """Return the requests that are not just questions."""
-    told = sandbox(served, "GET", "/requests").json()["requests"]
-    return [f"{one['method']} {one['path']}" for one in told if one["method"] != "GET"]
 
 
 # -- the token
@@ -228,6 +214,34 @@ def test_a_zone_that_is_not_there(api: Any) -> None:
     assert "host.dnsZone: this project at Hetzner has no zone example.com" in error.what
     api.zones.create(name="example.com", mode="primary")
     check(api, dnsZone="example.com")
+
+
+def test_records_of_somebody_else_are_found_before_anything_is_made(served: ServedApi, api: Any) -> None:
+    zone = api.zones.create(name="example.com", mode="primary").zone
+    for name, type_, value in (("derp", "A", "192.0.2.1"), ("blog", "CNAME", "example.net.")):
+        zone.create_rrset(name=name, type=type_, records=[ZoneRecord(value)])
+    zone.create_rrset(name="shop", type="A", records=[ZoneRecord("192.0.2.1")], labels=OURS)
+    before = changes(served)
+    error = refused(lambda: hetzner.check(api, STACK, settings(*SITES, dnsZone="example.com"), {}, WHERE))
+    assert (
+        "host.dnsZone: example.com has records that are not this stack's: blog.example.com CNAME,"
+        " derp.example.com A:\n"
+    ) in error.what
+    assert "or take the names out of sites and domain." in error.what
+    assert changes(served) == before
+
+
+def test_a_zone_is_not_looked_through_for_names_that_the_state_has(served: ServedApi, api: Any) -> None:
+    api.zones.create(name="example.com", mode="primary").zone.create_rrset(
+        name="blog", type="A", records=[ZoneRecord("192.0.2.1")]
+    )
+    own = [{"type": RECORD, "id": f"derp/{type_}"} for type_ in ("A", "AAAA")]
+    state = {"resources": [*own, site_records("blog", "shop")]}
+    hetzner.check(api, STACK, settings(*SITES, dnsZone="example.com"), state, WHERE)
+    assert not [line for line in asked(served) if "/rrsets" in line and line.startswith("GET")]
+    state = {"resources": [*own, site_records("shop")]}
+    with pytest.raises(PrerequisiteError, match=r"blog\.example\.com A"):
+        hetzner.check(api, STACK, settings(*SITES, dnsZone="example.com"), state, WHERE)
 
 
 def test_an_example_that_was_not_edited_makes_no_server(served: ServedApi, api: Any) -> None:
@@ -402,8 +416,9 @@ class Left:
     def order(self) -> None:
         self.server = new_server(self.api, self.address, firewalls=[self.firewall])
 
-    def remove(self, deployment: dict[str, Any], since: dt.datetime | None) -> None:
-        hetzner.remove_leftovers(self.api, STACK, deployment, since, Progress(Console(file=io.StringIO())))
+    def remove(self, deployment: dict[str, Any], since: dt.datetime | None, **options: Any) -> None:
+        progress = Progress(Console(file=io.StringIO()))
+        hetzner.remove_leftovers(self.api, STACK, deployment, since, progress, **options)
 
     def there(self) -> set[str]:
         api = self.api
@@ -501,6 +516,36 @@ def test_what_has_not_the_stacks_label_stays(api: Any) -> None:
     hetzner.remove_leftovers(api, STACK, state, BEFORE, Progress(Console(file=io.StringIO())))
     assert [each.id for each in api.primary_ips.get_all()] == [address.id]
     assert len(api.ssh_keys.get_all()) == 1
+
+
+def test_records_that_an_update_goes_on_with_stay(left: Left) -> None:
+    """Those of sites that the state has, or that are wanted by now; a thousand are not made twice."""
+    for name in ("blog", "shop", "gone"):
+        left.zone.create_rrset(name=name, type="A", records=[ZoneRecord("203.0.113.9")], labels=OURS)
+    state = left.state()
+    state["resources"].append(site_records("shop"))
+    left.remove(state, BEFORE, wanted=["blog.example.com"])
+    assert left.there() >= {"derp/A", "www/A", "blog/A", "shop/A"}
+    assert "gone/A" not in left.there()
+    left.remove({}, BEFORE)
+    assert not left.there() & {"derp/A", "blog/A", "shop/A"}
+    assert "www/A" in left.there()
+
+
+def test_records_that_are_those_of_sites_by_now() -> None:
+    urn = "urn:pulumi:nbg::derp-relays::derp-relays:components:HetznerHost$hcloud:index/zoneRrset:ZoneRrset::"
+    resources = [
+        {"type": RECORD, "urn": f"{urn}{name} {type_}", "inputs": {"zone": zone}}
+        for name, type_, zone in (
+            ("derp.example.com", "A", "example.com"),
+            ("blog.example.com", "A", "example.com"),
+            ("blog.example.com", "AAAA", "example.com"),
+            ("shop.example.com", "A", "example.org"),
+            ("old.example.com", "A", "example.com"),
+        )
+    ]
+    found = hetzner.records_of_sites({"resources": resources}, settings(*SITES, dnsZone="example.com"))
+    assert found == [f"{urn}blog.example.com A", f"{urn}blog.example.com AAAA"]
 
 
 def test_an_api_that_does_not_remove_is_told(served: ServedApi, left: Left) -> None:
