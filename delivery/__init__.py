@@ -1,6 +1,6 @@
 """What Caddy serves, and how it gets there: over the Docker connection, without replacing the container."""
 
-from delivery.caddy import deliver, delivered_digest, unanswered
+from delivery.caddy import Delivered, deliver, delivered_digest, unanswered
 from delivery.content import Content, content_of
 from delivery.engine import engine_at
 from delivery.image import try_image
@@ -8,6 +8,7 @@ from delivery.program import DeliveryError
 
 __all__ = [
     "Content",
+    "Delivered",
     "DeliveryError",
     "content_of",
     "deliver",

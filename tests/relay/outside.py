@@ -40,6 +40,11 @@ class Outside:
     here_ipv6: str
     there_ipv6: str
 
+    def command(self, command: Sequence[str]) -> list[str]:
+        """Return ``command`` as it runs in the namespace."""
+        # nsenter, unlike ip netns exec, leaves /sys as it is: no new mount namespace is made.
+        return ["nsenter", f"--net={_NAMESPACES / self.namespace}", *command]
+
     def run(
         self,
         command: Sequence[str],
@@ -53,9 +58,8 @@ class Outside:
         ``env`` is added to this process's. Raises ``subprocess.TimeoutExpired``
         after ``timeout`` seconds; the command is ended then.
         """
-        # nsenter, unlike ip netns exec, leaves /sys as it is: no new mount namespace is made.
         return subprocess.run(
-            ["nsenter", f"--net={_NAMESPACES / self.namespace}", *command],
+            self.command(command),
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -7,113 +7,36 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from relayctl.prerequisites import go_programs, provider_plugins
 from relayctl.prerequisites.progress import Progress
-from tests.checkout import STACK, Checkout
+from tests.checkout import STACK
 from tests.docker_host import DockerHost
-from tests.relay.outside import Outside, outside
+from tests.relay.running_relay import CADDY, DERPER, DOMAIN, RunningRelay, running_relay
 
-DOMAIN = "derp.localhost"
-CADDY = "caddy-test"
-DERPER = "derper-test"
 NETWORK = "relay-test"
-
-
-@dataclass(frozen=True)
-class RunningRelay:
-    """A relay that `up` brought up on ports 80, 443 and 3478 of a host, and a client outside of it."""
-
-    checkout: Checkout
-    host: DockerHost
-    outside: Outside
-    settings: dict[str, Any]
-    said: str
-
-    @property
-    def ca(self) -> Path:
-        match = re.search(r"--cacert (\S+)", self.said)
-        assert match, self.said
-        return Path(match[1])
-
-    def server_key(self) -> str:
-        """Return the key that the relay tells a client in the DERP handshake."""
-        probed = self.probe()
-        found = [f for f in probed["findings"] if f["check"] == "derp-upgrade"]
-        assert found, probed
-        keys = {f["facts"]["server_key"] for f in found}
-        assert len(keys) == 1, probed
-        return str(keys.pop())
-
-    def probe(self) -> dict[str, Any]:
-        """Run our own probe outside of the host."""
-        done = self.outside.run(
-            [
-                *[sys.executable, "-m", "probe", "--domain", DOMAIN, "--ca", str(self.ca), "--json"],
-                *["--address", self.outside.here_ipv4, "--address", self.outside.here_ipv6],
-            ],
-            cwd=self.checkout.folder,
-        )
-        assert done.stdout, done.stderr
-        return dict(json.loads(done.stdout))
-
-    def get(self, name: str, path: str = "/", scheme: str = "https") -> str:
-        """Return the head and body that curl gets for a site, from outside, over IPv4."""
-        port = 443 if scheme == "https" else 80
-        done = self.outside.run(
-            [
-                *[
-                    "curl",
-                    "--silent",
-                    "--show-error",
-                    "--include",
-                    "--max-time",
-                    "10",
-                    "--cacert",
-                    str(self.ca),
-                ],
-                *["--resolve", f"{name}:{port}:{self.outside.here_ipv4}", f"{scheme}://{name}{path}"],
-            ]
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
 
 @pytest.fixture(scope="module")
 def relay(host: DockerHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRelay]:
-    with outside(host.namespace) as client:
-        folder = tmp_path_factory.mktemp("relay")
-        checkout = Checkout.make(folder, host)
-        (folder / "blog").mkdir()
-        (folder / "blog" / "index.html").write_text("<h1>a folder of the host</h1>")
-        settings = {
-            "domain": DOMAIN,
-            "region": {"id": 999, "code": "test", "name": "Test"},
-            "host": {"ipv4": client.here_ipv4, "ipv6": client.here_ipv6},
-            "network": {"name": NETWORK},
-            "volumes": {"prefix": "relay-test_"},
-            "derper": {"containerName": DERPER},
-            "caddy": {"image": "build", "containerName": CADDY},
-            "certificate": {"source": "internal"},
-            "sites": [
-                {"names": ["blog.localhost"], "folder": "blog"},
-                {"names": ["old.localhost"], "redirect": "https://new.localhost/"},
-                # derper's own page stands in for any other container's
-                {"names": ["app.localhost", "www.app.localhost"], "upstream": f"{DERPER}:80"},
-            ],
-        }
-        checkout.write_stack(settings)
-        done = checkout.relayctl("up", STACK, timeout=900)
-        assert done.returncode == 0, done.stdout + done.stderr
-        yield RunningRelay(checkout, host, client, settings, done.stdout)
+    folder = tmp_path_factory.mktemp("relay")
+    (folder / "blog").mkdir()
+    (folder / "blog" / "index.html").write_text("<h1>a folder of the host</h1>")
+    sites = [
+        {"names": ["blog.localhost"], "folder": "blog"},
+        {"names": ["old.localhost"], "redirect": "https://new.localhost/"},
+        # derper's own page stands in for any other container's
+        {"names": ["app.localhost", "www.app.localhost"], "upstream": f"{DERPER}:80"},
+    ]
+    with running_relay(
+        host, folder, network={"name": NETWORK}, volumes={"prefix": "relay-test_"}, sites=sites
+    ) as made:
+        yield made
 
 
 def test_up_ends_with_checks_an_address_and_a_derp_map(relay: RunningRelay) -> None:

@@ -1,0 +1,106 @@
+"""A relay that `make up` brought up on a host of its own, and a client outside of that host."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.checkout import STACK, Checkout
+from tests.docker_host import DockerHost
+from tests.relay.outside import Outside, outside
+
+DOMAIN = "derp.localhost"
+CADDY = "caddy-test"
+DERPER = "derper-test"
+
+
+@dataclass(frozen=True)
+class RunningRelay:
+    """A relay that `up` brought up on ports 80, 443 and 3478 of a host, and a client outside of it."""
+
+    checkout: Checkout
+    host: DockerHost
+    outside: Outside
+    settings: dict[str, Any]
+    said: str
+
+    @property
+    def ca(self) -> Path:
+        match = re.search(r"--cacert (\S+)", self.said)
+        assert match, self.said
+        return Path(match[1])
+
+    def server_key(self) -> str:
+        """Return the key that the relay tells a client in the DERP handshake."""
+        probed = self.probe()
+        found = [f for f in probed["findings"] if f["check"] == "derp-upgrade"]
+        assert found, probed
+        keys = {f["facts"]["server_key"] for f in found}
+        assert len(keys) == 1, probed
+        return str(keys.pop())
+
+    def probe(self) -> dict[str, Any]:
+        """Run our own probe outside of the host."""
+        done = self.outside.run(
+            [
+                *[sys.executable, "-m", "probe", "--domain", DOMAIN, "--ca", str(self.ca), "--json"],
+                *["--address", self.outside.here_ipv4, "--address", self.outside.here_ipv6],
+            ],
+            cwd=self.checkout.folder,
+        )
+        assert done.stdout, done.stderr
+        return dict(json.loads(done.stdout))
+
+    def get(self, name: str, path: str = "/", scheme: str = "https") -> str:
+        """Return the head and body that curl gets for a site, from outside, over IPv4."""
+        port = 443 if scheme == "https" else 80
+        done = self.outside.run(
+            [
+                *[
+                    "curl",
+                    "--silent",
+                    "--show-error",
+                    "--include",
+                    "--max-time",
+                    "10",
+                    "--cacert",
+                    str(self.ca),
+                ],
+                *["--resolve", f"{name}:{port}:{self.outside.here_ipv4}", f"{scheme}://{name}{path}"],
+            ]
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def up(self, **changed: Any) -> str:
+        """Write the stack's file with the settings ``changed``, bring it up, and return what is said."""
+        self.checkout.write_stack({**self.settings, **changed})
+        done = self.checkout.relayctl("up", STACK, timeout=900)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@contextlib.contextmanager
+def running_relay(host: DockerHost, folder: Path, **settings: Any) -> Iterator[RunningRelay]:
+    """Bring up a relay on ``host`` with these settings and, where they leave it open, those of a test."""
+    with outside(host.namespace) as client:
+        checkout = Checkout.make(folder, host)
+        settings = {
+            "domain": DOMAIN,
+            "region": {"id": 999, "code": "test", "name": "Test"},
+            "host": {"ipv4": client.here_ipv4, "ipv6": client.here_ipv6},
+            "derper": {"containerName": DERPER},
+            "caddy": {"image": "build", "containerName": CADDY},
+            "certificate": {"source": "internal"},
+            **settings,
+        }
+        checkout.write_stack(settings)
+        done = checkout.relayctl("up", STACK, timeout=900)
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield RunningRelay(checkout, host, client, settings, done.stdout)
