@@ -334,7 +334,7 @@ def test_a_headers_value_is_one_token(value: Any, quoted: str) -> None:
         ("\n\nrespond hi\n\n", ["respond hi"]),
         ("  handle /a {\n    respond a\n  }\n\n  # else\n  respond b  \n", ["handle /a {", "\trespond a", "}", "# else", "respond b"]),
         ("respond <<END\n  <h1>{</h1>\n  END", ["respond <<END", "  <h1>{</h1>", "  END"]),
-        X,
+        ('respond "a\n  b" 200\nencode', ['respond "a', '  b" 200', "encode"]),
         ("respond `a  \n}` 200", ["respond `a  ", "}` 200"]),
         ("header X-Y \\\n  z", ["header X-Y \\", " z"]),
         ('respond "a \\" } {"', ['respond "a \\" } {"']),
