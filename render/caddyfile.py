@@ -123,7 +123,8 @@ def _redirect_to_port(names: list[str], settings: Settings) -> str:
 
 
 def _site(site: Site, places: Places) -> Iterator[str]:
-    for name, value in site.headers.items():
+    # Pulumi hands them over by their names, whatever their order in the stack file.
+    for name, value in sorted(site.headers.items()):
         if value is None:
             yield f"header -{name}"
         else:
@@ -158,7 +159,7 @@ def _basic_auth(site: Site) -> list[str]:
         return []
     algorithm = {hash_algorithm(each) for each in site.basic_auth.values()}.pop()
     head = "basic_auth" if algorithm == "bcrypt" else f"basic_auth {algorithm}"
-    return _nested(head, (f"{user} {hash_}" for user, hash_ in site.basic_auth.items()))
+    return _nested(head, (f"{user} {hash_}" for user, hash_ in sorted(site.basic_auth.items())))
 
 
 def _files(folder: Folder, root: str) -> Iterator[str]:
@@ -174,7 +175,7 @@ def _proxy(upstream: Upstream, places: Places) -> Iterator[str]:
         yield f"health_interval {health.interval}"
         yield f"health_timeout {health.timeout}"
         yield f"health_status {health.status}"
-    for name, value in upstream.request_headers.items():
+    for name, value in sorted(upstream.request_headers.items()):
         yield f"header_up -{name}" if value is None else f"header_up {name} {_quoted(value, places)}"
     if (tls := upstream.tls) is not None:
         options = [f"tls_server_name {tls.server_name}"] if tls.server_name else []

@@ -265,7 +265,7 @@ def test_a_stack_file_without_the_secret_or_with_it_in_clear_text_is_refused(  #
         ),
         (
             {"upstream": "blog:8080", "requestHeaders": {"X-Token": "Bearer {secret.token}", "Cookie": None}},
-            ["reverse_proxy blog:8080 {", '\theader_up X-Token "Bearer {file./etc/caddy/secrets/89ab/token}"', "\theader_up -Cookie", "}"],
+            ["reverse_proxy blog:8080 {", "\theader_up -Cookie", '\theader_up X-Token "Bearer {file./etc/caddy/secrets/89ab/token}"', "}"],
         ),
         ({"upstream": "https://blog:8443", "tls": {}}, ["reverse_proxy https://blog:8443"]),
         (
@@ -287,12 +287,25 @@ def test_a_stack_file_without_the_secret_or_with_it_in_clear_text_is_refused(  #
         ),
         (
             {"upstream": "blog:8080", "headers": {"X-Frame-Options": "DENY", "Server": None}},
-            ['header X-Frame-Options "DENY"', 'header >X-Frame-Options "DENY"', "header -Server", "reverse_proxy blog:8080"],
+            ["header -Server", 'header X-Frame-Options "DENY"', 'header >X-Frame-Options "DENY"', "reverse_proxy blog:8080"],
         ),
     ],
 )  # fmt: skip
 def test_a_site_in_the_caddyfile(site: dict[str, Any], lines: list[str]) -> None:
     assert site_block(**site) == lines
+
+
+def test_the_order_of_names_in_the_stack_file_changes_nothing() -> None:
+    site = {
+        "upstream": "a:80",
+        "headers": {"X-A": "1", "X-B": "2"},
+        "requestHeaders": {"X-C": "3", "X-D": None},
+    }
+    turned = {
+        key: dict(reversed(value.items())) if isinstance(value, dict) else value
+        for key, value in site.items()
+    }
+    assert site_block(**turned) == site_block(**site)
 
 
 def test_the_names_of_a_site_share_a_block() -> None:
