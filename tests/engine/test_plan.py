@@ -17,7 +17,7 @@ KEPT = "Relay sessions: kept, up to 24h (caddy.streamCloseDelay)"
 
 @pytest.fixture(scope="module")
 def engine(host: DockerHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with engine_on(host, tmp_path_factory.mktemp("engine")) as made:
+    with engine_on(host, tmp_path_factory.mktemp("engine"), Engine) as made:
         yield made
 
 
@@ -62,7 +62,7 @@ def test_without_an_edit_nothing_is_to_change(engine: Engine) -> None:
         # Docker takes limits off a container that runs.
         (
             {"caddy": {"memory": 0}},
-            ["update  Caddy's container: memory, memorySwap"],
+            ["update  Caddy's container: memory, memorySwap", "update  the trial of Caddy's image"],
             "Relay sessions: kept",
         ),
         (
