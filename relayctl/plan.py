@@ -13,6 +13,7 @@ from pulumi.automation import EngineEvent, OpType, StepEventMetadata
 from rich.text import Text
 
 Operation = Literal["delete", "replace", "update", "create"]
+State = Literal["old", "new"]
 
 # What a preview has in place of a value that is known after the update alone:
 # https://github.com/pulumi/pulumi/blob/v3.250.0/sdk/go/common/resource/plugin/rpc.go
@@ -31,11 +32,14 @@ _ADDRESS = "hcloud:index/primaryIp:PrimaryIp"
 
 # A session goes through the containers of both.
 _RELAY = ("derper", "caddy")
+_STATES: tuple[State, State] = ("old", "new")
 # What sessions need to stay as it is: causes before what follows from them.
 _CARRIES_SESSIONS = (_SERVER, _ADDRESS, _NETWORK, _VOLUME, _CONTAINER)
 # Changes in place for which Hetzner's provider switches the server off:
 # https://github.com/hetznercloud/terraform-provider-hcloud/blob/v1.66.1/internal/server/resource.go
 _SWITCHES_OFF = {"serverType", "publicNets"}
+# An argument of Caddy's configuration: how long sessions outlive it, as caddy.streamCloseDelay has it.
+_DELAY = "streamCloseDelay"
 # Properties that have another name for people.
 _WORDS = {"envs": "environment", "ipamConfigs": "subnet", "networksAdvanced": "network"}
 
@@ -45,7 +49,9 @@ _NAMES = {
     f"{_CONTAINER}::caddy": "Caddy's container",
     f"{_IMAGE}::derper": "derper's image",
     f"{_IMAGE}::caddy": "Caddy's image",
-    f"{_IMAGE}::deliver": "the image that delivers Caddy's configuration",
+    f"{_IMAGE}::derper-built": "derper's image",
+    f"{_IMAGE}::caddy-built": "Caddy's image",
+    f"{_IMAGE}::deliver-built": "the image that delivers Caddy's configuration",
     "pulumi-python:dynamic/docker:ImageTrial::derper": "the trial of derper's image",
     "pulumi-python:dynamic/docker:ImageTrial::caddy": "the trial of Caddy's image",
     _NETWORK: "the network",
@@ -137,14 +143,14 @@ class Plan:
         sessions = effects[0].sessions if effects else Sessions.KEPT
         causes = [each for each in effects if each.sessions is sessions and each.reason]
         server_is_away = bool(causes) and causes[0].resource.type == _SERVER
-        delays = [each.resource.close_delay() for each in effects if each.resource.type == _CONFIGURATION]
+        reloads = [each.resource for each in effects if each.resource.type == _CONFIGURATION]
         return cls(
             changes,
             sessions,
             # With the server goes all that is on it.
             tuple(each.reason for each in (causes[:1] if server_is_away else causes)),
             server_is_away,
-            next(iter(delays), None) if sessions is Sessions.KEPT else None,
+            reloads[0].given("old", _DELAY) if reloads and sessions is Sessions.KEPT else None,
         )
 
     def told(self) -> Text:
@@ -267,27 +273,21 @@ class _Resource:
         waits = any(step.old and step.old.init_errors for step in self.steps)
         return not self.changed() and not waits
 
-    def may_stay(self, image: _Resource | None) -> bool:
-        """Tell whether a container is replaced only for values that may turn out to be as they were."""
+    def is_replaced_for_the_unknown(self) -> bool:
+        """Tell whether it is replaced only for values that may turn out to be as they were."""
         wanted = [step.new.inputs or {} for step in self.steps if step.new]
         replaced_for = self.replaced_for()
         unknown = all(_has_unknown(inputs.get(name)) for inputs in wanted for name in replaced_for)
-        return bool(replaced_for) and unknown and (image is None or not image.is_another_image())
+        return bool(replaced_for) and unknown
 
-    def is_another_image(self) -> bool:
-        """Tell whether an image gets a name that is another image's. Two names may have one digest."""
-        names = {str(self._inputs(which).get("name")) for which in ("old", "new")}
-        digests = {name.partition("@")[2] for name in names}
-        return len(names) > 1 and (len(digests) > 1 or digests == {""})
-
-    def close_delay(self) -> str | None:
-        """Return how long sessions outlive the configuration that Caddy has now, as its settings had it."""
-        delay = self._inputs("old").get("streamCloseDelay")
-        return None if delay is None else str(delay)
+    def given(self, which: State, name: str) -> str | None:
+        """Return the argument ``name`` as it was or is to be, if it was given, or is."""
+        value = self._inputs(which).get(name)
+        return None if value is None else str(value)
 
     def _sites(self) -> Iterator[str]:
         # Not known before the update, they would be no mapping.
-        before, after = (self._inputs(which).get("sites") for which in ("old", "new"))
+        before, after = (self._inputs(which).get("sites") for which in _STATES)
         if not isinstance(after, Mapping):
             return
         old = before if isinstance(before, Mapping) else {}
@@ -302,7 +302,7 @@ class _Resource:
                 count = "1 site" if len(names) == 1 else f"{len(names)} sites"
                 yield f"{count} {how} ({', '.join(_named(sorted(names)))})"
 
-    def _inputs(self, which: Literal["old", "new"]) -> Mapping[str, Any]:
+    def _inputs(self, which: State) -> Mapping[str, Any]:
         states = [getattr(step, which) for step in self.steps]
         return next((state.inputs or {} for state in states if state), {})
 
@@ -349,20 +349,31 @@ def _effects(resources: Mapping[tuple[str, str], _Resource]) -> Iterator[_Effect
     for resource in resources.values():
         change = resource.change()
         if change is not None:
-            image = resources.get((_IMAGE, resource.name))
-            told = _consequences(resource, change, image)
+            told = _consequences(resource, change, resources)
             yield _Effect(resource, change, *next(told, (Sessions.KEPT, "")))
 
 
+def _gets_another_image(resources: Mapping[tuple[str, str], _Resource], container: str) -> bool:
+    """Tell whether ``container`` gets an image with a name that is another image's.
+
+    Two names may have one digest. One that is built and one that is pulled are two resources.
+    """
+    found = (resources.get((_IMAGE, name)) for name in (container, f"{container}-built"))
+    images = [image for image in found if image is not None]
+    old, new = ({image.given(which, "name") for image in images} - {None} for which in _STATES)
+    digests = [{str(name).partition("@")[2] for name in names} for names in (old, new)]
+    return bool(new) and old.isdisjoint(new) and (digests[0].isdisjoint(digests[1]) or "" in digests[1])
+
+
 def _consequences(
-    resource: _Resource, change: Change, image: _Resource | None
+    resource: _Resource, change: Change, resources: Mapping[tuple[str, str], _Resource]
 ) -> Iterator[tuple[Sessions, str]]:
-    """Yield what ``change`` does to sessions, and why, unless it keeps them; ``image`` is a container's."""
+    """Yield what ``change`` of one of the ``resources`` does to sessions, and why, unless it keeps them."""
     type_, operation = resource.type, change.operation
     if type_ == _SERVER and operation == "update" and not _SWITCHES_OFF.isdisjoint(change.properties):
         told = ", ".join(change.properties)
         yield Sessions.END, f"the server is switched off meanwhile ({told})"
-    if type_ == _CONFIGURATION and resource.close_delay() == "0":
+    if type_ == _CONFIGURATION and resource.given("old", _DELAY) == "0":
         yield Sessions.END, "Caddy's configuration is reloaded, and caddy.streamCloseDelay was 0"
     if type_ == _ENGINE and "host" in resource.changed():
         yield Sessions.UNKNOWN, "Docker is reached at another address"
@@ -371,7 +382,8 @@ def _consequences(
     if operation == "update" and resource.cannot_be_compared():
         yield Sessions.UNKNOWN, f"{change.name} cannot be compared before the update"
     if operation in ("replace", "delete"):
-        if type_ == _CONTAINER and resource.may_stay(image):
+        uncertain = type_ == _CONTAINER and resource.is_replaced_for_the_unknown()
+        if uncertain and not _gets_another_image(resources, resource.name):
             yield Sessions.UNKNOWN, f"{change.sentence()}, unless it turns out to be the same"
         else:
             yield Sessions.END, change.sentence()

@@ -55,11 +55,12 @@ def image_replaced(program: str, old: str, new: str) -> list[EngineEvent]:
     """Return the events of another image, which is there before the old one goes."""
     states = {"old": {"inputs": {"name": old}}, "new": {"inputs": {"name": new}}}
     why = {"keys": ["name"], "diffs": ["name"]}
+    image = f"{program}-built" if new.startswith("derp-relays/") else program
     return [
-        event("create-replacement", IMAGE, program, **states, **why),
-        event("replace", IMAGE, program, **states, **why),
+        event("create-replacement", IMAGE, image, **states, **why),
+        event("replace", IMAGE, image, **states, **why),
         *replaced(CONTAINER, program, "image", new={"inputs": {"image": UNKNOWN}}),
-        event("delete-replaced", IMAGE, program, old={**states["old"], "delete": True}),
+        event("delete-replaced", IMAGE, image, old={**states["old"], "delete": True}),
     ]
 
 
@@ -147,12 +148,37 @@ def test_another_image_is_told_once_for_image_and_container() -> None:
         ("caddy:2@sha256:1", "caddy:2@sha256:2", Sessions.END),
         ("caddy:2@sha256:1", "caddy:2.11@sha256:1", Sessions.UNKNOWN),
         ("derp-relays/caddy:2.11.4-1", "derp-relays/caddy:2.11.5-2", Sessions.END),
-        ("derp-relays/caddy:2.11.4-1", "caddy:2@sha256:1", Sessions.END),
+        ("caddy:2", "caddy:3", Sessions.END),
+        ("caddy:2@sha256:1", "caddy:3", Sessions.END),
     ],
-    ids=["digest", "tag alone", "built", "built, then pulled"],
+    ids=["digest", "tag alone", "built", "no digest", "no digest any more"],
 )
 def test_another_name_of_the_same_image_may_replace_nothing(old: str, new: str, sessions: Sessions) -> None:
     plan = Plan.of([*RUNNING[:2], DERPER, *image_replaced("caddy", old, new)])
+    assert plan.sessions is sessions
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sessions"),
+    [
+        ("derp-relays/caddy:2.11.4-1", "caddy:2@sha256:1", Sessions.END),
+        ("caddy:2@sha256:1", "derp-relays/caddy:2.11.4-1", Sessions.END),
+        ("derp-relays/caddy:2.11.4-1", "derp-relays/caddy:2.11.4-1", Sessions.UNKNOWN),
+    ],
+    ids=["built, then pulled", "pulled, then built", "the same one"],
+)
+def test_an_image_may_come_from_another_resource(old: str, new: str, sessions: Sessions) -> None:
+    changed = [
+        event("create", IMAGE, "caddy-built", new={"inputs": {"name": new}}),
+        *replaced(CONTAINER, "caddy", "image", new={"inputs": {"image": UNKNOWN}}),
+        event("delete", IMAGE, "caddy", old={"inputs": {"name": old}}),
+    ]
+    plan = Plan.of([*RUNNING[:2], DERPER, *changed])
+    assert plan.changes == (
+        Change("replace", "Caddy's container", ("image",)),
+        Change("delete", "Caddy's image"),
+        Change("create", "Caddy's image"),
+    )
     assert plan.sessions is sessions
 
 
