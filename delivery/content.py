@@ -15,7 +15,7 @@ from delivery.sums import Sums
 from render import Places, caddyfile
 from settings import PROJECT, Folder, Problem, Settings, SettingsError
 from settings.base import PROJECT_FOLDER
-from settings.model import folder_of_host
+from settings.folders import folder_here
 
 # images/deliver/data.go knows them too: it removes there what the Caddyfile does not name.
 SITES = "/srv/.sites"
@@ -137,9 +137,8 @@ def _certificates(settings: Settings) -> tuple[str | None, dict[str, str]]:
     certificate = settings.certificate
     if certificate.folder is None:
         return None, {}
-    paths = {
-        name: folder_of_host(certificate.folder) / name for name in (certificate.certificate, certificate.key)
-    }
+    folder_of_files = folder_here(certificate.folder)
+    paths = {name: folder_of_files / name for name in (certificate.certificate, certificate.key)}
     folder = f"{CERTIFICATES}/{_short({name: digest_of(path.read_bytes()) for name, path in paths.items()})}"
     return folder, {f"{folder}/{name}": str(path) for name, path in paths.items()}
 
