@@ -49,7 +49,8 @@ def image_built_of(image: BuiltImage, host: Host, parent: pulumi.Resource) -> do
             parent,
         )
     return docker.RemoteImage(
-        image.program,
+        # Not that of an image that is pulled: what is ignored of this one would be missing after a change.
+        f"{image.program}-built",
         name=image.name,
         build=docker.RemoteImageBuildArgs(context=str(image.context), use_legacy_builder=True),
         keep_locally=True,

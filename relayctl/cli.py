@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,7 +24,7 @@ from rich.console import Console
 import probe
 from images import built_image
 from probe.__main__ import findings_table
-from relayctl import failure, hetzner, hosts, local_stack, preflight, pulumi_process, relay_check
+from relayctl import failure, hetzner, hosts, local_stack, preflight, pulumi_process, relay_check, rollback
 from relayctl.plan import Plan, Sessions
 from relayctl.prerequisites import (
     cache,
@@ -208,12 +208,18 @@ def _bring_up(
         if keep_sessions:
             _check_sessions_are_kept(stack, plan)
     host.put_back(opened)
-    with (
-        _failures_explained(opened, host, settings),
-        progress.step(f"Bringing up the stack {stack}"),
-        opened.changes_noted(),
-    ):
-        opened.up()
+    former = rollback.images_of(opened.deployment())
+    try:
+        with (
+            _failures_explained(opened, host, settings),
+            progress.step(f"Bringing up the stack {stack}"),
+            opened.changes_noted(),
+        ):
+            opened.up()
+    except UpdateFailedError as error:
+        _go_back(opened, host, settings, former, progress, because=error)
+        raise
+    _go_back(opened, host, settings, former, progress)
     outputs = opened.outputs()
     with host.engine(opened) as client:
         if client is None:
@@ -222,6 +228,43 @@ def _bring_up(
             )
         root = relay_check.save_root_certificate(settings, stack, client)
     return _Running(outputs, host.addresses(outputs), root)
+
+
+def _go_back(  # noqa: PLR0913 - what there was, what there is, and why
+    opened: RelayStack,
+    host: hosts.StackHost,
+    settings: Settings,
+    former: Mapping[str, rollback.Image],
+    progress: Progress,
+    *,
+    because: UpdateFailedError | None = None,
+) -> None:
+    """Go back to the ``former`` images of containers that have new ones and do not run with them.
+
+    Nothing is done where all run, or what failed is not for the image. Raises
+    ``PrerequisiteError`` once it is back, ``UpdateFailedError`` if that fails.
+    """
+    changed = rollback.changed(former, opened.deployment())
+    if not changed:
+        return
+    with host.engine(opened) as client:
+        failed = rollback.replaced_in_vain(changed, settings, client) if client is not None else {}
+        if not failed or client is None:
+            return
+        reason = because or failure.explained(
+            UpdateFailedError(f"stack {opened.name}: it came up, and does not stay up", ""),
+            opened.name,
+            settings,
+            client,
+        )
+    images = ", ".join(image.name for image in failed.values())
+    progress.warn(f"New images of {' and '.join(failed)} do not run. Going back to {images}.")
+    with progress.step(f"Bringing the stack {opened.name} back"), opened.changes_noted():
+        opened.up(settings_from=rollback.settings_with(opened.name, failed))
+    raise PrerequisiteError(
+        f"{reason.what}\nThe relay is back on {images}; {_where(opened.name)} still names the new image",
+        f"see why it does not run, or take the edit back; then: {_make('up', opened.name)}",
+    ) from because
 
 
 @contextlib.contextmanager

@@ -44,9 +44,11 @@ def _last_words(stack: str, client: docker.DockerClient) -> Iterator[str]:
     for container in client.containers.list(all=True, filters={"label": f"{preflight.STACK_LABEL}={stack}"}):
         state = container.attrs["State"]
         health = (state.get("Health") or {}).get("Status", "healthy")
-        if (state["Running"] and health == "healthy") or state["Status"] == "created":
+        again = container.attrs["RestartCount"]
+        if (state["Running"] and health == "healthy" and not again) or state["Status"] == "created":
             continue
         how = health if state["Running"] else f"{state['Status']} with status {state['ExitCode']}"
+        how = f"{how}, and was started {again + 1} times" if again else how
         try:
             log = container.logs(tail=_LOG_LINES).decode(errors="replace")
         except docker.errors.APIError as error:

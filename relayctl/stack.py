@@ -313,10 +313,10 @@ class RelayStack:
         yield
         self._unfinished.unlink(missing_ok=True)
 
-    def up(self, only: Sequence[str] = ()) -> None:
+    def up(self, only: Sequence[str] = (), settings_from: Path | None = None) -> None:
         """Bring the stack up, or ``only`` the resources of these URNs and what they need; show what changes.
 
-        Raises ``UpdateFailedError`` if that fails.
+        ``settings_from`` is read instead of the stack's own file. Raises ``UpdateFailedError`` if that fails.
         """
         self._changing(
             lambda output, event: self._stack.up(
@@ -325,6 +325,7 @@ class RelayStack:
                 suppress_outputs=True,
                 color="never",
                 target=list(only) or None,
+                config_file=None if settings_from is None else str(settings_from),
             ),
             "see to what is said above, then run it again: what is done is kept, and it goes on from there",
         )

@@ -222,7 +222,7 @@ def test_it_comes_up_and_nothing_of_the_server_is_made(server: ServerYouHave) ->
     with server.cloud.checkout.pulumi() as pulumi:
         exported = json.loads(pulumi("stack", "export", "--stack", STACK).stdout)
     packages = {resource["type"].partition(":")[0] for resource in exported["deployment"]["resources"]}
-    assert packages == {"pulumi", "derp-relays", "docker"}
+    assert packages == {"pulumi", "derp-relays", "docker", "pulumi-python"}
 
 
 def test_it_is_left_alone_when_nothing_has_changed(server: ServerYouHave) -> None:

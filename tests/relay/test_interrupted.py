@@ -92,7 +92,7 @@ def test_killed_at_every_stage_of_the_first_run(relay: Relay) -> None:
         (kill_it, "starting the stand-in"),
         (kill_all, "Bringing up"),
         (kill_it, "Updating"),
-        (kill_all, "RemoteImage derper creating"),
+        (kill_all, "RemoteImage derper-built creating"),
         (kill_it, "Network network creat"),
         (kill_all, "Container derper creating"),
         (kill_it, "Container caddy creating"),

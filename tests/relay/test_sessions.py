@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,38 @@ def test_a_new_image_ends_sessions_once_and_clients_come_back_by_themselves(
     assert len(report.outages) == 2 * PAIRS
     assert all(outage.ended for outage in report.outages)
     assert max(outage.seconds for outage in report.outages) < 30
+    assert relay.server_key() == key
+    relay.up()
+
+
+def test_a_new_image_that_does_not_stay_up_gives_way_to_the_old_one(relay: RunningRelay) -> None:
+    """One that is another user by now: beside the relay it runs, and it cannot read the relay's key."""
+    client, key = relay.host.client(), relay.server_key()
+    current = client.containers.get(DERPER).image
+    dockerfile = f"FROM {current.id}\nCOPY --chown=1000 Dockerfile /app/data/\nUSER 1000\n".encode()
+    context = io.BytesIO()
+    with tarfile.open(fileobj=context, mode="w") as tar:
+        header = tarfile.TarInfo("Dockerfile")
+        header.size = len(dockerfile)
+        tar.addfile(header, io.BytesIO(dockerfile))
+    context.seek(0)
+    client.images.build(fileobj=context, custom_context=True, tag="test/derper:user", rm=True)
+    relay.checkout.write_stack(
+        {
+            **relay.settings,
+            "derper": {
+                **relay.settings["derper"],
+                "image": "test/derper:user",
+                "allowUnpinned": True,
+                "healthcheck": [],
+            },
+        }
+    )
+    done = relay.checkout.relayctl("up", STACK, timeout=300)
+    assert done.returncode == 1
+    assert "permission denied" in done.stdout
+    assert f"The relay is back on {current.tags[0]}" in done.stdout
+    assert client.containers.get(DERPER).image.id == current.id
     assert relay.server_key() == key
     relay.up()
 

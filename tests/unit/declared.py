@@ -60,9 +60,11 @@ class Declarations:
 _COMPUTED = {
     "PrimaryIp ipv4": {"ipAddress": "203.0.113.9"},
     "PrimaryIp ipv6": {"ipAddress": "2001:db8:9::", "ipNetwork": "2001:db8:9::/64"},
+    "RemoteImage derper-built": {"imageId": "sha256:derper"},
     "RemoteImage derper": {"imageId": "sha256:derper"},
     "RemoteImage caddy": {"imageId": "sha256:caddy"},
-    "RemoteImage deliver": {"imageId": "sha256:deliver"},
+    "RemoteImage caddy-built": {"imageId": "sha256:caddy"},
+    "RemoteImage deliver-built": {"imageId": "sha256:deliver"},
 }
 
 

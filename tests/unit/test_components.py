@@ -47,8 +47,8 @@ def test_the_whole_of_a_stack() -> None:
         "docker:index/container:Container derper",
         "docker:index/network:Network network",
         "docker:index/remoteImage:RemoteImage caddy",
-        "docker:index/remoteImage:RemoteImage deliver",
-        "docker:index/remoteImage:RemoteImage derper",
+        "docker:index/remoteImage:RemoteImage deliver-built",
+        "docker:index/remoteImage:RemoteImage derper-built",
         "docker:index/volume:Volume caddy_config",
         "docker:index/volume:Volume caddy_data",
         "docker:index/volume:Volume caddy_etc",
@@ -198,7 +198,7 @@ def test_derper_by_environment_gets_no_flags_and_its_key_folder_is_kept() -> Non
 def test_a_built_image_is_named_by_its_content_and_its_folder_is_not_compared() -> None:
     declared = declare({**MINIMAL, "caddy": {"image": "build"}})
     for program in ("derper", "caddy"):
-        image = declared.one(":RemoteImage", program)
+        image = declared.one(":RemoteImage", f"{program}-built")
         built = [built_image(program, arch) for arch in ("amd64", "arm64")]
         assert image.inputs["name"] in {one.name for one in built}
         assert image.inputs["build"]["context"] in {str(one.context) for one in built}
@@ -221,7 +221,9 @@ def test_other_ca_certificates_are_another_image(monkeypatch: pytest.MonkeyPatch
 
 def test_a_version_names_another_image() -> None:
     names = {
-        declare({**MINIMAL, "derper": {"version": version}}).one(":RemoteImage", "derper").inputs["name"]
+        declare({**MINIMAL, "derper": {"version": version}})
+        .one(":RemoteImage", "derper-built")
+        .inputs["name"]
         for version in ("1.102.5", "1.102.4")
     }
     assert len(names) == 2

@@ -368,7 +368,7 @@ def test_a_server_that_exists_is_used_and_nothing_of_it_is_made(own_ssh_files: P
     assert provider.inputs["host"] == "ssh://deploy@[2001:db8::7]:2222"
     assert not any(r.request.deletedWith for r in found.resources)
     image = built_image("derper", "arm64", pinned_version("derper"))
-    assert found.one(":RemoteImage", "derper").inputs["name"] == image.name
+    assert found.one(":RemoteImage", "derper-built").inputs["name"] == image.name
     assert (found.outputs["ipv4"], found.outputs["ipv6"]) == (None, "2001:db8::7")
     assert (own_ssh_files / ".relayctl" / "ssh" / "test" / "deploy_key").exists()
 
