@@ -24,7 +24,17 @@ from rich.console import Console
 import probe
 from images import built_image
 from probe.__main__ import findings_table
-from relayctl import failure, hetzner, hosts, local_stack, preflight, pulumi_process, relay_check, rollback
+from relayctl import (
+    failure,
+    hetzner,
+    hosts,
+    local_stack,
+    preflight,
+    pulumi_process,
+    relay_check,
+    rollback,
+    upstreams,
+)
 from relayctl.plan import Plan, Sessions
 from relayctl.prerequisites import (
     cache,
@@ -227,6 +237,8 @@ def _bring_up(
                 f"the engine of {stack} does not answer any more", "run it again: it waits for it"
             )
         root = relay_check.save_root_certificate(settings, stack, client)
+        for warning in upstreams.unanswered(settings, stack, host.goarch, client):
+            progress.warn(warning)
     return _Running(outputs, host.addresses(outputs), root)
 
 

@@ -32,6 +32,7 @@ def relay(host: DockerHost, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         {"names": ["old.localhost"], "redirect": "https://new.localhost/"},
         # derper's own page stands in for any other container's
         {"names": ["app.localhost", "www.app.localhost"], "upstream": f"{DERPER}:80"},
+        {"names": ["away.localhost"], "upstream": "away:8080"},
     ]
     with running_relay(
         host, folder, network={"name": NETWORK}, volumes={"prefix": "relay-test_"}, sites=sites
@@ -53,6 +54,14 @@ def test_up_ends_with_checks_an_address_and_a_derp_map(relay: RunningRelay) -> N
 def test_a_stand_in_is_announced_and_only_where_it_is_used(relay: RunningRelay) -> None:
     plugin = provider_plugins.find("docker", relay.checkout.cli, Progress())
     assert ("STAND-IN IN USE" in relay.said) is not plugin.installed
+
+
+def test_an_upstream_that_is_not_there_is_told_and_the_others_are_not(relay: RunningRelay) -> None:
+    warned = [line for line in relay.said.splitlines() if "does not answer" in line]
+    assert len(warned) == 1, relay.said
+    assert "sites[3].upstream: away:8080 does not answer" in warned[0]
+    assert "visitors of away.localhost get 502" in warned[0]
+    assert " 502" in relay.get("away.localhost").splitlines()[0]
 
 
 def test_a_client_outside_finds_all_right_and_learns_its_own_addresses(relay: RunningRelay) -> None:
