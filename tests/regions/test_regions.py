@@ -16,7 +16,7 @@ from relayctl.hetzner import server_urn
 from sandbox.machines.network import NAMESPACES
 from ssh.keys import new_private_key, public_key
 from tests.regions.cloud import Cloud
-from tests.regions.region import Region, changes_asked_for, cloud_with_zone, processes_with, records
+from tests.regions.region import ZONE, Region, changes_asked_for, cloud_with_zone, processes_with, records
 
 REGIONS = {"nbg": (901, "nbg1"), "ash": (902, "ash")}
 
@@ -80,6 +80,33 @@ def test_a_plain_refresh_finds_nothing_to_change(ash: Region) -> None:
     ):
         done = ash.pulumi(*arguments)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_records_of_before_all_sites_had_one_resource_are_taken_over(ash: Region, tmp_path: Path) -> None:
+    """Pulumi would remove them after the update, and the site would have none."""
+    exported = json.loads(ash.pulumi("stack", "export").stdout)
+    resources = exported["deployment"]["resources"]
+    kept = [each for each in resources if not each["urn"].endswith("::sites")]
+    assert len(kept) == len(resources) - 2, "the records of sites, and their provider"
+    of_relay = [each for each in kept if each["type"].endswith(":ZoneRrset")]
+    of_site = json.loads(json.dumps(of_relay).replace("derp-ash.example.com ", "blog-ash.example.com "))
+    for each in of_site:
+        each["id"] = each["outputs"]["id"] = each["id"].replace("derp-", "blog-")
+        each["inputs"]["name"] = each["outputs"]["name"] = "blog-ash"
+    exported["deployment"]["resources"] = [*kept, *of_site]
+    (tmp_path / "state.json").write_text(json.dumps(exported))
+    done = ash.pulumi("stack", "import", "--file", str(tmp_path / "state.json"))
+    assert done.returncode == 0, done.stderr
+    zone = ash.cloud.client.zones.get(ZONE)
+    stack_label = {"derp-relays.stack": "derp-ash"}
+    for type_ in ("A", "AAAA"):
+        zone.get_rrset("blog-ash", type_).update_rrset(labels=stack_label)
+    before, asked = records(ash.cloud), len(changes_asked_for(ash.cloud))
+    ash.up()
+    assert records(ash.cloud) == before
+    assert {line.partition(" ")[0] for line in changes_asked_for(ash.cloud)[asked:]} == {"PUT"}
+    assert len([urn for urn in ash.state() if ":ZoneRrset::" in urn]) == len(of_relay)
+    assert [urn for urn in ash.state() if urn.endswith(":SiteRecords::sites")]
 
 
 def test_another_image_and_another_key_are_for_the_next_server(nbg: Region, tmp_path: Path) -> None:
