@@ -42,7 +42,7 @@ def caddyfile(settings: Settings, places: Places) -> str:
     else:
         blocks.append(_redirect_to_port([settings.domain], settings))
     for site in settings.sites:
-        blocks.append(_block(", ".join(site.names), [*tls, *_site(site, places)]))
+        blocks.append(_block(", ".join(site.names), [*tls, *_site(site, settings, places)]))
         blocks.append(_redirect_to_port(site.names, settings))
     return "\n".join(block for block in blocks if block)
 
@@ -87,9 +87,13 @@ def _relay(settings: Settings, tls: list[str]) -> str:
 
 
 def _reverse_proxy(settings: Settings) -> list[str]:
+    return _with_options(f"reverse_proxy {settings.derper.container_name}", _streams(settings))
+
+
+def _streams(settings: Settings) -> list[str]:
+    """Let what is no plain request, such as relay sessions and WebSockets, outlive a reload."""
     delay = settings.caddy.stream_close_delay
-    options = [] if delay == "0" else [f"stream_close_delay {delay}"]
-    return _with_options(f"reverse_proxy {settings.derper.container_name}", options)
+    return [] if delay == "0" else [f"stream_close_delay {delay}"]
 
 
 def _with_options(directive: str, options: list[str]) -> list[str]:
@@ -122,7 +126,7 @@ def _redirect_to_port(names: list[str], settings: Settings) -> str:
     return _block(heads, [f"redir https://{{host}}{_port(settings)}{{uri}} permanent"])
 
 
-def _site(site: Site, places: Places) -> Iterator[str]:
+def _site(site: Site, settings: Settings, places: Places) -> Iterator[str]:
     # Pulumi hands them over by their names, whatever their order in the stack file.
     for name, value in sorted(site.headers.items()):
         if value is None:
@@ -146,7 +150,9 @@ def _site(site: Site, places: Places) -> Iterator[str]:
         case Upstream() as upstream:
             yield from [
                 *asks,
-                *_with_options(f"reverse_proxy {upstream.address}", [*_proxy(upstream, places)]),
+                *_with_options(
+                    f"reverse_proxy {upstream.address}", [*_streams(settings), *_proxy(upstream, places)]
+                ),
             ]
         case None:
             yield from asks

@@ -45,7 +45,12 @@ def refused(site: dict[str, Any], **values: Any) -> list[Problem]:
 
 
 def site_block(**site: Any) -> list[str]:
-    text = rendered(siteSecrets=SECRETS, sites=[{"names": ["blog.example.com"], **site}])
+    # without what all upstreams have alike
+    text = rendered(
+        siteSecrets=SECRETS,
+        caddy={"streamCloseDelay": "0"},
+        sites=[{"names": ["blog.example.com"], **site}],
+    )
     return block(text, "blog.example.com")
 
 
@@ -310,8 +315,17 @@ def test_the_order_of_names_in_the_stack_file_changes_nothing() -> None:
 
 def test_the_names_of_a_site_share_a_block() -> None:
     names = ["blog.example.com", "WWW.blog.example.com."]
-    text = rendered(sites=[{"names": names, "upstream": "blog:8080"}])
-    assert block(text, "blog.example.com, www.blog.example.com") == ["reverse_proxy blog:8080"]
+    text = rendered(sites=[{"names": names, "redirect": "https://example.com"}])
+    assert block(text, "blog.example.com, www.blog.example.com") == [
+        "redir https://example.com{uri} permanent"
+    ]
+
+
+def test_what_an_upstream_streams_outlives_a_reload_as_relay_sessions_do() -> None:
+    text = rendered(
+        caddy={"streamCloseDelay": "12h"}, sites=[{"names": ["blog.example.com"], "upstream": "blog:8080"}]
+    )
+    assert block(text, "blog.example.com") == ["reverse_proxy blog:8080 {", "\tstream_close_delay 12h", "}"]
 
 
 def test_the_authorities_of_an_upstream_are_in_the_caddyfile(tmp_path: Path) -> None:
