@@ -245,8 +245,8 @@ class _Records:
     def _delete(self, found: Iterable[BoundZoneRRSet]) -> None:
         for each in found:
             with (
-                _told(f"{_title(each, self._name)} could not be removed"),
                 contextlib.suppress(_NotThereError),
+                _told(f"{_title(each, self._name)} could not be removed"),
             ):
                 self._follow(self._zones.delete_rrset(each).action, each)
 

@@ -340,14 +340,21 @@ def test_a_zone_that_is_gone(served: ServedApi, zone: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
-    [("GET", "/zones/example.com/rrsets"), ("POST", "/zones/example.com/rrsets"), ("DELETE", ".*")],
+    ("method", "path", "number"),
+    [
+        ("GET", "/zones/example.com/rrsets", 2),
+        ("POST", "/zones/example.com/rrsets", 4),
+        ("DELETE", "/zones/[^/]+/rrsets/.*", 2),
+    ],
 )
-def test_requests_beyond_the_limit_are_repeated(served: ServedApi, zone: Any, method: str, path: str) -> None:
+def test_requests_beyond_the_limit_are_repeated(
+    served: ServedApi, zone: Any, method: str, path: str, number: int
+) -> None:
     limit = {"status": 429, "code": "rate_limit_exceeded", "message": "slow down"}
     fault(served, method=method, path=path, times=3, **limit)
     given = create(props(served, "blog", "shop"))
     update(given, props(served, "blog"))
+    assert len([line for line in asked(served) if re.fullmatch(f"{method} {path}", line)]) == number + 3
     assert there(zone) == {"blog/A": V4, "blog/AAAA": V6}
 
 
@@ -370,16 +377,27 @@ def test_a_run_that_a_limit_ended_is_gone_on_from(tmp_path: Path) -> None:
         assert len(there(zone)) == 40
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-def test_an_answer_that_is_lost_doubles_nothing(served: ServedApi, zone: Any, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/rrsets"),
+        ("POST", "/rrsets/.*/change_ttl"),
+        ("POST", "/rrsets/.*/set_records"),
+        ("PUT", "/rrsets/.*"),
+        ("DELETE", "/rrsets/.*"),
+    ],
+)
+def test_an_answer_that_is_lost_doubles_nothing(served: ServedApi, zone: Any, method: str, path: str) -> None:
     put(zone, "blog", labels=STACK)
+    before = len(changes(served))
     lost = {"status": 504, "code": "timeout", "message": "no answer", "applied": True}
-    fault(served, method=method, path="/zones/example.com/rrsets.*", times=1, **lost)
+    fault(served, method=method, path=f"/zones/[^/]+{path}", times=1, **lost)
     given = create(props(served, "blog", "shop"))
     assert there(zone) == {"blog/A": V4, "blog/AAAA": V6, "shop/A": V4, "shop/AAAA": V6}
     update(given, props(served, "blog"))
     assert there(zone) == {"blog/A": V4, "blog/AAAA": V6}
     assert read(props(served, "blog")) == props(served, "blog")
+    assert len(changes(served)) - before == 3 + 3 + 2 + 1, "one is asked for once more"
 
 
 def test_what_takes_time_is_waited_for_at_once(served: ServedApi, zone: Any) -> None:
