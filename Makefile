@@ -1,6 +1,6 @@
 # Every target is thin: setup.sh makes .venv as the lock files say, the rest is done from it.
 .DEFAULT_GOAL := help
-.PHONY: help setup preview up down rebuild sandbox-up sandbox-down test test-unit test-engine test-relay test-regions test-live prepare-tests lint format lock
+.PHONY: help setup preview up down rebuild sandbox-up sandbox-down test test-unit test-engine test-relay test-regions test-live bench-changes prepare-tests lint format lock
 
 PYTHON := .venv/bin/python
 # whose file is stacks/Pulumi.$(STACK).yaml
@@ -16,6 +16,7 @@ help:
 	@echo "make sandbox-up REGION=eu-nuremberg   show a whole region on this machine; sandbox-down removes it"
 	@echo "make setup   bring what they need, and change nothing that runs"
 	@echo "make test    all tests; test-unit, test-engine, test-relay, test-regions are its parts"
+	@echo "make bench-changes   what changes of sites and images cost, measured here"
 	@echo "make lint    ruff, mypy and shellcheck"
 	@echo "make lock    renew the requirements lock files"
 
@@ -57,6 +58,10 @@ test-live:
 prepare-tests:
 	@./setup.sh --dev
 	@$(PYTHON) -m tests.prepare
+
+# what changes of sites and images cost, in sizes, ratios and seconds; ten minutes, as root
+bench-changes: prepare-tests
+	$(PYTHON) -m bench.changes $(ARGS)
 
 lint:
 	@./setup.sh --dev

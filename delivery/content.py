@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +23,8 @@ from settings.folders import folder_here
 SITES = "/srv/.sites"
 CERTIFICATES = "/etc/caddy/certificates"
 SECRETS = "/etc/caddy/secrets"
+
+_KEPT_SECONDS = 24 * 3600.0
 
 # Hexadecimal digits: 64 bits tell apart what one stack ever serves.
 _DIGITS = 16
@@ -64,7 +68,7 @@ class Content:
     def keep(self, stack: str) -> None:
         """Keep it on disk by its digest, for the provider of the resource, which is a process of its own.
 
-        What was kept for earlier configurations of ``stack`` goes. No secret is in it.
+        What was kept for configurations of ``stack`` a day ago goes. No secret is in it.
         """
         path = _kept(stack, self.digest)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -73,8 +77,10 @@ class Content:
         unfinished.write_text(json.dumps(asdict(self)))
         unfinished.replace(path)
         for other in path.parent.glob("*.json"):
-            if other != path:
-                other.unlink(missing_ok=True)
+            # Younger ones may be those of an update that is under way.
+            with contextlib.suppress(FileNotFoundError):
+                if other.stat().st_mtime < time.time() - _KEPT_SECONDS:
+                    other.unlink()
 
     @classmethod
     def kept(cls, stack: str, digest: str) -> Self:

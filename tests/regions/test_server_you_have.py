@@ -5,7 +5,9 @@ The tests are in the order of what the server's owner does: each goes on from th
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -233,6 +235,24 @@ def test_it_is_left_alone_when_nothing_has_changed(server: ServerYouHave) -> Non
         ):
             done = pulumi(*arguments)
             assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_folder_and_its_edit_reach_the_server_and_its_containers_run_on(server: ServerYouHave) -> None:
+    folder = server.cloud.checkout.folder / "www"
+    folder.mkdir()
+    (folder / "large.bin").write_bytes(os.urandom(20 << 20))
+    before = server.containers()
+    read = 'docker cp caddy:/srv/.sites/www.example.com - | tar --extract --to-stdout --wildcards "*/$1"'
+    for text in ("first", "second"):
+        (folder / "page.txt").write_text(text)
+        site = {"names": ["www.example.com"], "folder": str(folder)}
+        server.cloud.checkout.write_stack({**server.settings(), "sites": [site]}, STACK)
+        code, said = server.relayctl("up")
+        assert code == 0, said
+        assert server.script(read, "page.txt") == text
+    wanted = hashlib.sha256((folder / "large.bin").read_bytes()).hexdigest()
+    assert server.script(f"({read}) | sha256sum", "large.bin").startswith(wanted)
+    assert server.containers() == before
 
 
 def test_another_way_to_the_same_server_leaves_its_containers_alone(server: ServerYouHave) -> None:

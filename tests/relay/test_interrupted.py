@@ -96,6 +96,7 @@ def test_killed_at_every_stage_of_the_first_run(relay: Relay) -> None:
         (kill_it, "Network network creat"),
         (kill_all, "Container derper creating"),
         (kill_it, "Container caddy creating"),
+        (kill_all, "Configuration configuration creating"),
     ):
         said = cut_short(relay.checkout, killer, "up", STACK, at=at)
         assert "The relay is up" not in said

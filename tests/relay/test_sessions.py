@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from delivery import Delivered, content_of, deliver
+from delivery import Delivered, DeliveryError, content_of, deliver
 from images import built_image
 from images.recipe import host_goarch
 from settings import settings_from
@@ -125,6 +126,34 @@ def test_configurations_that_sessions_hold_are_let_go_with_them_and_have_a_bound
     let_go = [change(number) for number in range(11, 14)][-1]
     assert 0 < each < 3 * MEBIBYTE
     assert let_go < before + 5 * each
+
+
+def test_no_configuration_is_loaded_that_might_not_fit(
+    relay: RunningRelay, delivering: Callable[..., Delivered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivering(sites=[{"names": ["fits.localhost"], "snippet": "respond fits"}])
+    # as if what sessions hold had come near the limit
+    monkeypatch.setattr("delivery.caddy._HEAP_SHARE", 0.001)
+    with pytest.raises(DeliveryError, match=r"Caddy holds \d+ MiB.* its 512 MiB.* Nothing was changed"):
+        delivering(sites=[{"names": ["more.localhost"], "snippet": "respond more"}])
+    assert relay.get("fits.localhost").endswith("fits")
+
+
+def test_sessions_on_an_earlier_configuration_end_after_the_delay(
+    relay: RunningRelay, delivering: Callable[..., Delivered], tmp_path: Path
+) -> None:
+    caddy = {**relay.settings["caddy"], "streamCloseDelay": "5s"}
+    delivering(caddy=caddy)
+    with held(relay, tmp_path) as running:
+        before = time.monotonic()
+        delivering(caddy=caddy, sites=sites(3))
+        taken = time.monotonic() - before
+        time.sleep(8)
+        report = running.end()
+    assert {drop.client for drop in report.session_drops} == set(range(2 * PAIRS))
+    since = min(drop.at for drop in report.session_drops)
+    assert 5 <= since <= 5 + taken + 1
+    assert all(outage.ended for outage in report.outages)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""What things cost, measured on hosts of its own; each module says what it measures and prints a table."""
