@@ -40,7 +40,7 @@ _MEBIBYTE = 2**20
 
 def main() -> None:
     """Measure and print everything; ten minutes or so."""
-    console = Console(width=110)
+    console = Console(width=150)
     with (
         docker_host() as host,
         tempfile.TemporaryDirectory() as folder,
@@ -60,14 +60,14 @@ def _sites(relay: RunningRelay) -> Table:
     table = Table("sites", title="Sites: sizes, and times as multiples of an update that changes nothing")
     for heading in (
         "resources",
-        "state, KB",
-        "Caddyfile, KB",
+        "state",
+        "Caddyfile",
         "nothing changes",
-        "a site more: update",
-        "until it answers",
+        "one site more",
+        "it answers",
         "delivery alone",
-        "Caddy's heap, MiB",
-        "held by a session, MiB",
+        "Caddy's heap",
+        "held by a session",
     ):
         table.add_column(heading, justify="right")
     relay.up()
@@ -83,14 +83,14 @@ def _sites(relay: RunningRelay) -> Table:
         table.add_row(
             str(count),
             str(len(json.loads(state)["deployment"]["resources"])),
-            f"{len(state) / 1000:.0f}",
-            f"{len(_content(relay, _redirects(count)).caddyfile) / 1000:.1f}",
+            f"{len(state) / 1000:.0f} kB",
+            f"{len(_content(relay, _redirects(count)).caddyfile) / 1000:.1f} kB",
             f"{nothing / base:.2f}  ({nothing:.1f} s)",
             f"{added / base:.2f}  ({added:.1f} s)",
             f"{answered[0] / base:.2f}  ({answered[0]:.1f} s)",
             f"{alone / base:.2f}  ({alone:.1f} s)",
-            f"{heap / _MEBIBYTE:.1f}",
-            f"{each / _MEBIBYTE:.2f}",
+            f"{heap / _MEBIBYTE:.1f} MiB",
+            f"{each / _MEBIBYTE:.2f} MiB",
         )
     relay.up()
     return table
