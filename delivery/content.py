@@ -204,7 +204,8 @@ def _target(link: Path, source: Path) -> str:
     if (
         target.is_absolute()
         or not reached.is_relative_to(source)
-        or not link.resolve().is_relative_to(source.resolve())
+        # unlike Path.resolve, takes links that lead in a circle for what they are: broken
+        or not Path(os.path.realpath(link)).is_relative_to(source.resolve())
     ):
         raise _UnfitError(
             f"{link} links to {target}, which is outside of it or absolute",
