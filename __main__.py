@@ -10,6 +10,7 @@ from settings import SettingsError, read_pulumi_config
 try:
     settings = read_pulumi_config()
     content = content_of(settings, pulumi.get_stack())
+    content.keep(pulumi.get_stack())
 except SettingsError as error:
     raise pulumi.RunError(str(error)) from None
 

@@ -13,8 +13,9 @@ from components.host import Host
 from delivery import Content, deliver, delivered_digest
 from settings import Settings
 
-# A change of these is a delivery: the others only say how to get there.
-_COMPARED = ("digest", "container")
+# A change of these is a delivery. The engine's address is among them since a refresh uses the one that
+# the last delivery did.
+_COMPARED = ("digest", "container", "dockerHost", "program")
 
 
 class CaddyConfiguration(pulumi.ComponentResource):
@@ -32,7 +33,6 @@ class CaddyConfiguration(pulumi.ComponentResource):
     ) -> None:
         """Declare that Caddy on ``host`` serves ``content``."""
         super().__init__("derp-relays:components:CaddyConfiguration", name, None, opts)
-        content.keep(pulumi.get_stack())
         delivered = _Configuration(
             name,
             {

@@ -61,7 +61,7 @@ def image_built_of(image: BuiltImage, host: Host, parent: pulumi.Resource) -> do
 
 
 def _triggers(host: Host) -> Mapping[str, pulumi.Input[str]] | None:
-    """Return what replaces an image with its server: its name can change in place (`lives_on`)."""
+    """Return what replaces an image with its server, on which it has the same name (`lives_on`)."""
     return None if host.server is None else {"server": host.server.id}
 
 

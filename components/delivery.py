@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import pulumi
 import pulumi_docker as docker
+import requests
+from docker.errors import DockerException
 
 from components.container import image_built_of
 from components.host import Host
@@ -53,12 +55,16 @@ class Delivery(pulumi.ComponentResource):
 def on_engine(props: dict[str, Any], work: Callable[[Any], T]) -> T:
     """Return what ``work`` returns for a client of the engine that ``props`` lead to.
 
-    For the provider's process. Pulumi shows of an error what Python prints of it:
-    of a ``DeliveryError`` that is then the message alone.
+    For the provider's process. Raises ``DeliveryError`` alone, of which Pulumi shows
+    the message.
     """
+    # Pulumi shows all that Python prints of an error.
+    sys.tracebacklimit = 0
     try:
         with engine_at(props["stack"], props["dockerHost"]) as client:
             return work(client)
-    except DeliveryError:
-        sys.tracebacklimit = 0
-        raise
+    except (DockerException, requests.RequestException) as error:
+        where = props["dockerHost"] or "this machine"
+        raise DeliveryError(f"the Docker Engine of {where}: {error}") from None
+    except OSError as error:
+        raise DeliveryError(f"{error.filename or 'a connection'}: {error.strerror or error}") from None

@@ -4,7 +4,7 @@ from delivery.caddy import Delivered, deliver, delivered_digest, unanswered
 from delivery.content import Content, content_of
 from delivery.engine import engine_at
 from delivery.image import try_image
-from delivery.program import DeliveryError, runs
+from delivery.program import DeliveryError, last_words, runs
 
 __all__ = [
     "Content",
@@ -14,6 +14,7 @@ __all__ = [
     "deliver",
     "delivered_digest",
     "engine_at",
+    "last_words",
     "runs",
     "try_image",
     "unanswered",

@@ -14,12 +14,15 @@ import docker.errors
 from docker.models.containers import Container
 
 from delivery.content import Content, digest_of
-from delivery.program import DeliveryError, Program, read_file, runs
+from delivery.program import DeliveryError, Program, last_words, read_file, runs
 
 CADDYFILE = "/etc/caddy/Caddyfile"
 
 # Seconds for Caddy's admin API to answer: a container that was just started, on a small machine.
 _ANSWER = 20.0
+_SILENT = {"Kind": "silent", "Error": "its container does not stay up"}
+# Bytes that a host is left with, for certificates, logs and whatever else it keeps.
+_ROOM = 64 * 2**20
 # Of the memory that Caddy's container may have, how much its heap may hold before one more configuration
 # is loaded: Go collects harder near GOMEMLIMIT, nine tenths, and the new one has to fit beside the others.
 _HEAP_SHARE = 0.5
@@ -54,16 +57,21 @@ def deliver(  # noqa: PLR0913 - what is delivered, and where to
     """
     container = client.containers.get(caddy)
     run = Program(client, program, stack, beside=caddy)
-    order = _application(content, secrets, _heap_limit(container))
+    order = {**_application(content, secrets, container), "Wait": _ANSWER}
     files = _missing_files(run, content)
     serves = _is_steady(container) or runs(container)
-    result = run.carry_out({**order, "Wait": _ANSWER}, files) if serves else {"Kind": "silent"}
+    result = run.carry_out(order, files) if serves else _SILENT
+    if result.get("Kind") == "silent" and not runs(container):
+        container.restart()
+        if runs(container):
+            result = run.carry_out(order, files)
     if result.get("Kind") == "silent" and not runs(container):
         # It starts with what is in place, and ends: with no Caddyfile at all, or one that it cannot use.
         # Nobody is served, so that nothing is lost by putting the new one there unseen.
-        run.carry_out({**order, "Wait": 0}, files, network=False)
-        container.restart()
-        result = run.carry_out({**order, "Wait": _ANSWER})
+        result = run.carry_out({**order, "Wait": 0}, files, network=False)
+        if "Error" not in result:
+            container.restart()
+            result = run.carry_out(order) if runs(container) else _SILENT
     if "Error" in result:
         raise DeliveryError(_told(result, content, container))
     return Delivered(int(result.get("HeapAfter", 0)))
@@ -72,11 +80,16 @@ def deliver(  # noqa: PLR0913 - what is delivered, and where to
 def unanswered(
     client: docker.DockerClient, addresses: Sequence[str], *, caddy: str, program: str, stack: str
 ) -> dict[str, str]:
-    """Return why those of ``addresses``, HOST:PORT, take no connection from where Caddy is."""
+    """Return why those of ``addresses``, HOST:PORT, take no connection from where Caddy is.
+
+    Raises ``DeliveryError`` if that cannot be found out.
+    """
     if not addresses:
         return {}
-    run = Program(client, program, stack, beside=caddy)
+    run = Program(client, program, stack, beside=caddy, volumes=False)
     result = run.carry_out({"Do": "dial", "Addresses": list(addresses)})
+    if "Error" in result:
+        raise DeliveryError(f"upstreams could not be asked: {result['Error']}")
     return dict(result.get("Unanswered") or {})
 
 
@@ -88,7 +101,7 @@ def delivered_digest(client: docker.DockerClient, caddy: str) -> str:
         return ""
 
 
-def _application(content: Content, secrets: Mapping[str, str], heap_limit: int) -> dict[str, Any]:
+def _application(content: Content, secrets: Mapping[str, str], container: Container) -> dict[str, Any]:
     values = {path: Path(source).read_bytes() for path, source in content.certificates.items()}
     values |= {path: secrets[name].encode() for name, path in content.secrets.items()}
     private: dict[str, dict[str, str]] = {}
@@ -103,12 +116,15 @@ def _application(content: Content, secrets: Mapping[str, str], heap_limit: int) 
             for tree in content.trees
         ],
         "Private": [{"Path": path, "Files": files} for path, files in private.items()],
-        "HeapLimit": heap_limit,
+        "HeapLimit": int(container.attrs["HostConfig"]["Memory"] * _HEAP_SHARE),
+        "Owner": _owner(container),
     }
 
 
-def _heap_limit(container: Container) -> int:
-    return int(container.attrs["HostConfig"]["Memory"] * _HEAP_SHARE)
+def _owner(container: Container) -> int:
+    """Return the user that Caddy runs as by number; one that has a name in its image alone counts as root."""
+    user = str(container.attrs["Config"].get("User") or "").partition(":")[0]
+    return int(user) if user.isdecimal() else 0
 
 
 def _missing_files(run: Program, content: Content) -> dict[str, Path]:
@@ -119,7 +135,15 @@ def _missing_files(run: Program, content: Content) -> dict[str, Path]:
     result = run.carry_out({"Do": "missing", "Files": sorted(sources)}, network=False)
     if "Error" in result:
         raise DeliveryError(f"the host does not tell which files it has: {result['Error']}")
-    return {sum_: sources[sum_] for sum_ in result.get("Missing") or []}
+    missing = {sum_: sources[sum_] for sum_ in result.get("Missing") or []}
+    needed = sum(path.stat().st_size for path in missing.values()) + _ROOM
+    free = int(result.get("Free", 0))
+    if missing and needed > free:
+        raise DeliveryError(
+            f"the sites' folders need {needed // 2**20} MiB on the host, which has {free // 2**20} left."
+            " Nothing was changed. Make room there (docker system df), or take files out"
+        )
+    return missing
 
 
 def _is_steady(container: Container) -> bool:
@@ -148,9 +172,8 @@ def _told(result: Mapping[str, Any], content: Content, container: Container) -> 
             names = {s: f"{tree.source}/{name}" for tree in content.trees for name, s in tree.files.items()}
             return f"{names.get(error, error)} changed while it was sent. Run it again; nothing was changed."
         case "silent":
-            log = container.logs(tail=12).decode(errors="replace").strip()
-            return f"Caddy does not answer ({error}). The end of its log:\n{log}"
-    return f"the configuration could not be delivered, and the one before goes on: {error}"
+            return f"Caddy does not answer ({error}). The end of its log:\n{last_words(container)}"
+    return f"the configuration could not be delivered: {error}"
 
 
 def _told_of_memory(error: str, container: Container) -> str:
@@ -160,7 +183,8 @@ def _told_of_memory(error: str, container: Container) -> str:
         f"Caddy holds {held} MiB, most of it earlier configurations on which relay sessions still live."
         f" With one more it might not fit its {limit} MiB, and running out of memory ends every session."
         " Nothing was changed. Wait: sessions end on an earlier configuration after caddy.streamCloseDelay"
-        f" at the latest. Or end them all now (docker restart {container.name}), or raise caddy.memory."
+        f" at the latest. Or end them all now (docker restart {container.name}). If it is as much after that,"
+        " the sites alone need it: raise caddy.memory."
     )
 
 

@@ -21,8 +21,8 @@ from settings.folders import folder_here
 
 # images/deliver/data.go knows them too: it removes there what the Caddyfile does not name.
 SITES = "/srv/.sites"
-CERTIFICATES = "/etc/caddy/certificates"
-SECRETS = "/etc/caddy/secrets"
+CERTIFICATES = "/etc/caddy/.certificates"
+SECRETS = "/etc/caddy/.secrets"
 
 _KEPT_SECONDS = 24 * 3600.0
 
@@ -106,7 +106,7 @@ def content_of(settings: Settings, stack: str) -> Content:
     where = f"stacks/Pulumi.{stack}.yaml"
     problems: list[Problem] = []
     trees: dict[str, Tree] = {}
-    with Sums(PROJECT_FOLDER / ".relayctl" / "sums.json") as sums:
+    with Sums(PROJECT_FOLDER / ".relayctl" / f"sums-{stack}.json") as sums:
         for number, site in enumerate(settings.sites):
             source = site.serves.source if isinstance(site.serves, Folder) else None
             if source is None:

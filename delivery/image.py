@@ -10,12 +10,11 @@ import docker
 import docker.errors
 from docker.models.containers import Container
 
-from delivery.program import DeliveryError, Program
+from delivery.program import DeliveryError, Program, last_words
 
 # Seconds for what was started to answer: a small machine that has just unpacked the image.
 _ANSWER = 30.0
-_LOG_LINES = 12
-# What Caddy reads to start with, and what that names. Its keys are not for an image that is being tried.
+# What Caddy reads to start with, and what that names; its own keys, in /data, are not for a trial.
 _FOLDERS = ("/etc/caddy", "/srv")
 
 
@@ -33,8 +32,9 @@ def try_image(  # noqa: PLR0913 - what is tried, and with what
 ) -> None:
     """Start ``image`` as the container ``replaces`` would be, without any network, and see that it answers.
 
-    It has the configuration that it would start with, read-only, and none of the
-    keys. ``url`` is asked inside; ``program`` is the image of ``images/deliver``;
+    It has the configuration that it would start with, read-only, with the
+    certificate files and secrets that this names; not the keys that Caddy or derper
+    made. ``url`` is asked inside; ``program`` is the image of ``images/deliver``;
     ``name`` is what people know the image by. Nothing is left of it, and the
     container that is there is not touched.
 
@@ -60,10 +60,8 @@ def try_image(  # noqa: PLR0913 - what is tried, and with what
         beside = Program(client, program, stack, beside=str(trial.id), volumes=False)
         result = beside.carry_out({"Do": "ask", "URL": url, "Wait": _ANSWER})
         if "Error" in result:
-            log = trial.logs(tail=_LOG_LINES).decode(errors="replace").strip()
-            raise DeliveryError(
-                _told(name, replaces, f"{result['Error']}\nThe end of its log:\n{log or '(empty)'}")
-            )
+            log = last_words(trial)
+            raise DeliveryError(_told(name, replaces, f"{result['Error']}\nThe end of its log:\n{log}"))
     finally:
         with contextlib.suppress(docker.errors.NotFound):
             trial.remove(force=True, v=True)

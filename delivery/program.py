@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import secrets
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 
 import docker
 import docker.errors
+import requests
 from docker.models.containers import Container
 
 from delivery.content import SITES
@@ -55,12 +57,13 @@ class Program:
         Returns the result as images/deliver/main.go has it. Raises ``DeliveryError``
         if there is none.
         """
-        container = self._container(network=network)
+        number = secrets.token_hex(8)
+        container = self._container(number, network=network)
         try:
             if files:
                 container.put_archive("/", _archive(_INCOMING, 0o755, files))
             text = json.dumps(order).encode()
-            container.put_archive("/", _archive(_EXCHANGE, 0o700, {"order.json": text}))
+            container.put_archive("/", _archive(_EXCHANGE, 0o700, {f"order-{number}": text}))
             try:
                 container.start()
             except docker.errors.APIError as error:
@@ -69,16 +72,28 @@ class Program:
                 raise
             status = container.wait()["StatusCode"]
             if status:
-                said = container.logs().decode(errors="replace").strip()
-                raise DeliveryError(f"the program that delivers ended with status {status}: {said}")
-            return dict(json.loads(read_file(container, f"{_EXCHANGE}/result.json")))
+                raise DeliveryError(
+                    f"the program that delivers ended with status {status}: {last_words(container)}"
+                )
+            return dict(json.loads(read_file(container, f"{_EXCHANGE}/result-{number}")))
         finally:
-            with contextlib.suppress(docker.errors.NotFound):
+            # What went wrong before is what counts; a later update removes what is left (preflight).
+            with contextlib.suppress(docker.errors.DockerException, requests.RequestException):
                 container.remove(force=True)
 
-    def _container(self, *, network: bool) -> Container:
+    def _container(self, number: str, *, network: bool) -> Container:
+        try:
+            return self._created(number, network=network)
+        except docker.errors.ImageNotFound:
+            raise DeliveryError(
+                "the image of the program that delivers is not on the host any more (docker image prune?)."
+                " `make up` builds it again; so does `pulumi up` after `pulumi refresh`"
+            ) from None
+
+    def _created(self, number: str, *, network: bool) -> Container:
         return self._client.containers.create(
             self._image,
+            command=[number],
             volumes_from=[self._beside] if self._volumes else None,
             network_mode=f"container:{self._beside}" if network else "none",
             # By it, what an interrupted update left is told from what somebody else made.
@@ -99,6 +114,14 @@ def runs(container: Container) -> bool:
     container.reload()
     after = container.attrs["State"]
     return bool(after["Running"] and not after["Restarting"] and before["StartedAt"] == after["StartedAt"])
+
+
+def last_words(container: Container, lines: int = 12) -> str:
+    """Return the end of a container's log, or why it cannot be had."""
+    try:
+        return container.logs(tail=lines).decode(errors="replace").strip() or "(empty)"
+    except docker.errors.APIError as error:
+        return f"({error.explanation})"
 
 
 def read_file(container: Container, path: str) -> bytes:

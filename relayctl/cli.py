@@ -22,6 +22,7 @@ import docker.errors
 from rich.console import Console
 
 import probe
+from delivery import DeliveryError
 from images import built_image
 from probe.__main__ import findings_table
 from relayctl import (
@@ -237,8 +238,12 @@ def _bring_up(
                 f"the engine of {stack} does not answer any more", "run it again: it waits for it"
             )
         root = relay_check.save_root_certificate(settings, stack, client)
-        for warning in upstreams.unanswered(settings, stack, host.goarch, client):
-            progress.warn(warning)
+        try:
+            for warning in upstreams.unanswered(settings, stack, host.goarch, client):
+                progress.warn(warning)
+        except DeliveryError as error:
+            # the relay is up: this is advice
+            progress.warn(str(error))
     return _Running(outputs, host.addresses(outputs), root)
 
 
@@ -271,8 +276,16 @@ def _go_back(  # noqa: PLR0913 - what there was, what there is, and why
         )
     images = ", ".join(image.name for image in failed.values())
     progress.warn(f"New images of {' and '.join(failed)} do not run. Going back to {images}.")
-    with progress.step(f"Bringing the stack {opened.name} back"), opened.changes_noted():
-        opened.up(settings_from=rollback.settings_with(opened.name, failed))
+    former_settings = rollback.settings_with(opened.name, failed)
+    try:
+        with progress.step(f"Bringing the stack {opened.name} back"), opened.changes_noted():
+            opened.up(settings_from=former_settings)
+    except UpdateFailedError as error:
+        raise UpdateFailedError(
+            f"{reason.what}\nGoing back to {images} failed too: {error.what}", error.mend
+        ) from error
+    finally:
+        former_settings.unlink(missing_ok=True)
     raise PrerequisiteError(
         f"{reason.what}\nThe relay is back on {images}; {_where(opened.name)} still names the new image",
         f"see why it does not run, or take the edit back; then: {_make('up', opened.name)}",
@@ -545,7 +558,10 @@ def _remove_built_images(
     settings: Settings, goarch: str, client: docker.DockerClient, progress: Progress
 ) -> None:
     """Remove the images that were built for the stack, unless another one runs them."""
-    images = [built_image("deliver", goarch)]
+    images = []
+    if not client.api.containers(quiet=True, all=True, filters={"label": preflight.STACK_LABEL}):
+        # No container has it while nothing is delivered; other stacks' deliveries need it.
+        images.append(built_image("deliver", goarch))
     if settings.derper.builds:
         images.append(built_image("derper", goarch, settings.derper.version))
     if settings.caddy.builds:

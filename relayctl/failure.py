@@ -8,12 +8,11 @@ import docker
 import docker.errors
 import requests
 
+from delivery import last_words
 from relayctl import preflight
-from relayctl.prerequisites.errors import indented, last_lines, says_disk_full
+from relayctl.prerequisites.errors import indented, says_disk_full
 from relayctl.stack import STATE_DISK_FULL, UpdateFailedError
 from settings import Settings
-
-_LOG_LINES = 12
 
 
 def explained(
@@ -49,11 +48,7 @@ def _last_words(stack: str, client: docker.DockerClient) -> Iterator[str]:
             continue
         how = health if state["Running"] else f"{state['Status']} with status {state['ExitCode']}"
         how = f"{how}, and was started {again + 1} times" if again else how
-        try:
-            log = container.logs(tail=_LOG_LINES).decode(errors="replace")
-        except docker.errors.APIError as error:
-            log = str(error.explanation)
         yield (
             f"{container.name} is {how}; the end of its log (docker logs {container.name}):\n"
-            + indented(last_lines(log, _LOG_LINES) or "(empty)")
+            + indented(last_words(container))
         )

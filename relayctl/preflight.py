@@ -24,6 +24,7 @@ class Known:
     containers: frozenset[str]
     networks: frozenset[str]
     volumes: frozenset[str] = frozenset()
+    images: frozenset[str] = frozenset()
 
     @classmethod
     def from_deployment(cls, deployment: Mapping[str, object] | None) -> Known:
@@ -38,6 +39,12 @@ class Known:
             ids("docker:index/container:Container"),
             ids("docker:index/network:Network"),
             ids("docker:index/volume:Volume"),
+            frozenset(
+                str(r["outputs"]["imageId"])
+                for r in resources
+                if r.get("type") == "docker:index/remoteImage:RemoteImage"
+                and r.get("outputs", {}).get("imageId")
+            ),
         )
 
     @classmethod
@@ -52,10 +59,13 @@ class Known:
     def all_there(self, client: docker.DockerClient) -> bool:
         """Tell whether the engine has them all, and containers run: an update that was cut short, an
         engine that crashed or a person may have stopped or removed some, which the state does not know.
+
+        An image that no container has at the moment goes by any ``docker image prune``.
         """
         running = {each["Id"] for each in client.api.containers(quiet=True)}
         networks = {each["Id"] for each in client.api.networks()}
-        return self.containers <= running and self.networks <= networks
+        images = {each["Id"] for each in client.api.images()}
+        return self.containers <= running and self.networks <= networks and self.images <= images
 
 
 def remove_leftovers(stack: str, known: Known, client: docker.DockerClient, progress: Progress) -> None:

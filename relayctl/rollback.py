@@ -118,5 +118,6 @@ def settings_with(stack: str, images: Mapping[str, Image]) -> Path:
             "healthcheck": list(image.healthcheck),
         }
     path = run_folder() / f"{stack}.rollback.yaml"
+    path.touch(mode=0o600)
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path

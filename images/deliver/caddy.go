@@ -33,8 +33,9 @@ func answering(seconds float64) (*caddy, error) {
 
 // ask waits until url is answered with a 2xx status, for so many seconds.
 func ask(url string, seconds float64) error {
-	client := &http.Client{Timeout: loadTimeout}
-	deadline := time.Now().Add(time.Duration(seconds * float64(time.Second)))
+	limit := time.Duration(seconds * float64(time.Second))
+	client := &http.Client{Timeout: limit}
+	deadline := time.Now().Add(limit)
 	for {
 		answer, err := client.Get(url)
 		if err == nil {

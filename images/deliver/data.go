@@ -17,15 +17,21 @@ const (
 	caddyfile = "/etc/caddy/Caddyfile"
 	// what is in them is told by digests, and removed once the Caddyfile names it no more
 	sites        = "/srv/.sites"
-	certificates = "/etc/caddy/certificates"
-	secrets      = "/etc/caddy/secrets"
+	certificates = "/etc/caddy/.certificates"
+	secrets      = "/etc/caddy/.secrets"
 	// each file of a site once, under its SHA-256; trees are links to them
 	store = sites + "/.files"
 	// files on their way, perhaps cut short
 	incoming = sites + "/.incoming"
 )
 
-var named = regexp.MustCompile(`/(?:srv/\.sites/[^/\s"]+|etc/caddy/certificates|etc/caddy/secrets)/[0-9a-f]+`)
+// unfinished is the name of a folder that is being made.
+const unfinished = ".unfinished"
+
+var (
+	digest = regexp.MustCompile(`^[0-9a-f]{16}$`)
+	named  = regexp.MustCompile(`/(?:srv/\.sites/[^/\s"]+|etc/caddy/\.certificates|etc/caddy/\.secrets)/[0-9a-f]{16}\b`)
+)
 
 func missingOf(files []string) ([]string, error) {
 	if err := adoptIncoming(); err != nil {
@@ -88,17 +94,17 @@ func place(path string, write func(string) error) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	unfinished := filepath.Join(filepath.Dir(path), ".unfinished")
-	if err := os.RemoveAll(unfinished); err != nil {
+	folder := filepath.Join(filepath.Dir(path), unfinished)
+	if err := os.RemoveAll(folder); err != nil {
 		return err
 	}
-	if err := os.Mkdir(unfinished, 0o755); err != nil {
+	if err := os.Mkdir(folder, 0o755); err != nil {
 		return err
 	}
-	if err := write(unfinished); err != nil {
-		return errors.Join(err, os.RemoveAll(unfinished))
+	if err := write(folder); err != nil {
+		return errors.Join(err, os.RemoveAll(folder))
 	}
-	if err := os.Rename(unfinished, path); err != nil {
+	if err := os.Rename(folder, path); err != nil {
 		return err
 	}
 	return syncFolder(filepath.Dir(path))
@@ -181,19 +187,20 @@ func copyFile(from, to string) error {
 	return os.Chtimes(to, info.ModTime(), info.ModTime())
 }
 
-func (p Private) write(folder string) error {
-	if err := os.Chmod(folder, 0o700); err != nil {
-		return err
-	}
+func (p Private) write(folder string, owner int) error {
 	for name, content := range p.Files {
 		if filepath.Base(name) != name {
 			return fmt.Errorf("%q is no file's name", name)
 		}
-		if err := writeFile(filepath.Join(folder, name), content, 0o600); err != nil {
+		path := filepath.Join(folder, name)
+		if err := writeFile(path, content, 0o600); err != nil {
+			return err
+		}
+		if err := os.Chown(path, owner, -1); err != nil {
 			return err
 		}
 	}
-	return nil
+	return errors.Join(os.Chmod(folder, 0o700), os.Chown(folder, owner, -1))
 }
 
 // removeUnnamed removes the data that the Caddyfile in place does not name.
@@ -204,7 +211,7 @@ func removeUnnamed() error {
 	}
 	kept := map[string]bool{}
 	for _, path := range named.FindAllString(string(text), -1) {
-		kept[path], kept[filepath.Dir(path)] = true, true
+		kept[path] = true
 	}
 	folders := []string{certificates, secrets}
 	found, err := entries(sites)
@@ -226,21 +233,21 @@ func removeUnnamed() error {
 }
 
 func removeOthers(folder string, kept map[string]bool) error {
-	if !kept[folder] {
-		return os.RemoveAll(folder)
-	}
 	found, err := entries(folder)
 	if err != nil {
 		return err
 	}
 	for _, entry := range found {
 		path := filepath.Join(folder, entry.Name())
-		if !kept[path] {
+		ours := digest.MatchString(entry.Name()) || entry.Name() == unfinished
+		if ours && !kept[path] {
 			if err := os.RemoveAll(path); err != nil {
 				return err
 			}
 		}
 	}
+	// Once it is empty; else it says so, which is no error.
+	_ = os.Remove(folder)
 	return nil
 }
 

@@ -1,6 +1,6 @@
 // Command deliver puts what belongs to a Caddy configuration in place, and has
-// Caddy take it. It runs in a container that shares Caddy's volumes and network,
-// without arguments: what to do is in a file, and so is what came of it.
+// Caddy take it. It runs in a container that shares Caddy's volumes and network.
+// Its argument names an order: what to do is in a file, and so is what came of it.
 package main
 
 import (
@@ -9,13 +9,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
-// Where orders come in and results are left. No other process reads or writes there.
+// Where orders come in and results are left.
 const (
 	exchange = "/etc/caddy/.incoming"
-	order    = exchange + "/order.json"
-	result   = exchange + "/result.json"
+	lock     = exchange + "/lock"
 )
 
 // An Order says what to do. Do is "missing", "apply", "dial" or "ask".
@@ -32,6 +32,8 @@ type Order struct {
 	Wait float64
 	// bytes that Caddy's heap may come to; 0: any number
 	HeapLimit uint64
+	// apply: the user that Caddy runs as
+	Owner int
 	// dial: addresses, HOST:PORT
 	Addresses []string
 	// ask: what to GET until it is answered with a 2xx status
@@ -56,8 +58,9 @@ type Result struct {
 	// what stands in the way; Kind is "refused" for Caddy's own answer, "silent" if it gives none,
 	// "memory" for too little of it, "changed" for a file that came in otherwise, "failed" for the rest
 	Error, Kind string `json:",omitempty"`
-	// missing: those of the files that are not here
+	// missing: those of the files that are not here, and bytes that there is room for
 	Missing []string `json:",omitempty"`
+	Free    uint64   `json:",omitempty"`
 	// apply: bytes of Caddy's heap before and after, collected
 	HeapBefore, HeapAfter uint64 `json:",omitempty"`
 	// dial: why an address does not answer
@@ -70,7 +73,12 @@ type problem struct{ kind, said string }
 func (p problem) Error() string { return p.said }
 
 func main() {
-	done, err := carryOut()
+	if len(os.Args) != 2 || filepath.Base(os.Args[1]) != os.Args[1] {
+		fmt.Fprintln(os.Stderr, "usage: deliver ORDER")
+		os.Exit(2)
+	}
+	order := filepath.Join(exchange, "order-"+os.Args[1])
+	done, err := carryOut(order)
 	if err != nil {
 		done.Kind, done.Error = "failed", err.Error()
 		var known problem
@@ -82,7 +90,7 @@ func main() {
 	_ = os.Remove(order)
 	said, err := json.Marshal(done)
 	if err == nil {
-		err = writeFile(result, said, 0o600)
+		err = writeFile(filepath.Join(exchange, "result-"+os.Args[1]), said, 0o600)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -90,7 +98,19 @@ func main() {
 	}
 }
 
-func carryOut() (Result, error) {
+func carryOut(order string) (Result, error) {
+	// One of a run that was killed may be at work still. The lock ends with the process.
+	held, err := os.OpenFile(lock, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return Result{}, err
+	}
+	defer held.Close()
+	if err := syscall.Flock(int(held.Fd()), syscall.LOCK_EX); err != nil {
+		return Result{}, err
+	}
+	if err := removeResults(); err != nil {
+		return Result{}, err
+	}
 	var given Order
 	text, err := os.ReadFile(order)
 	if err != nil {
@@ -102,7 +122,11 @@ func carryOut() (Result, error) {
 	switch given.Do {
 	case "missing":
 		missing, err := missingOf(given.Files)
-		return Result{Missing: missing}, err
+		if err != nil {
+			return Result{}, err
+		}
+		free, err := room()
+		return Result{Missing: missing, Free: free}, err
 	case "apply":
 		return apply(given)
 	case "dial":
@@ -120,10 +144,8 @@ func apply(given Order) (Result, error) {
 		return Result{}, err
 	}
 	done, err := load(given)
-	if err != nil {
-		// What the configuration that goes on serving does not name is of no use. That it could not
-		// be removed is no news beside the error.
-		_ = removeUnnamed()
+	if err != nil || given.Wait == 0 {
+		// Nothing is removed: which configuration serves now is not for sure what is in place.
 		return done, err
 	}
 	return done, removeUnnamed()
@@ -136,40 +158,66 @@ func load(given Order) (Result, error) {
 		}
 	}
 	for _, private := range given.Private {
-		if err := place(private.Path, private.write); err != nil {
+		write := func(folder string) error { return private.write(folder, given.Owner) }
+		if err := place(private.Path, write); err != nil {
 			return Result{}, err
 		}
 	}
+	// All but the last step, so that a full disk shows before Caddy changes over.
+	next := filepath.Join(exchange, "Caddyfile")
+	if err := writeFile(next, []byte(given.Caddyfile), 0o644); err != nil {
+		return Result{}, err
+	}
+	if given.Wait == 0 {
+		return Result{}, putInPlace(next)
+	}
 	var done Result
-	if given.Wait > 0 {
-		caddy, err := answering(given.Wait)
-		if err != nil {
-			return done, err
-		}
-		if done.HeapBefore, err = caddy.heap(); err != nil {
-			return done, err
-		}
-		if given.HeapLimit > 0 && done.HeapBefore > given.HeapLimit {
-			return done, problem{"memory", fmt.Sprintf("%d bytes of %d", done.HeapBefore, given.HeapLimit)}
-		}
-		if err := caddy.load(given.Caddyfile); err != nil {
-			return done, err
-		}
-		if done.HeapAfter, err = caddy.heap(); err != nil {
-			return done, err
-		}
+	caddy, err := answering(given.Wait)
+	if err != nil {
+		return done, err
+	}
+	if done.HeapBefore, err = caddy.heap(); err != nil {
+		return done, err
+	}
+	if given.HeapLimit > 0 && done.HeapBefore > given.HeapLimit {
+		return done, problem{"memory", fmt.Sprintf("%d bytes of %d", done.HeapBefore, given.HeapLimit)}
+	}
+	if err := caddy.load(given.Caddyfile); err != nil {
+		return done, err
 	}
 	// Only now: Caddy reads it when it starts, and must never find there what it refuses.
-	return done, replaceFile(caddyfile, []byte(given.Caddyfile))
+	if err := putInPlace(next); err != nil {
+		return done, err
+	}
+	// It is delivered: that this could not be told is no failure.
+	done.HeapAfter, _ = caddy.heap()
+	return done, nil
 }
 
-func replaceFile(path string, content []byte) error {
-	next := filepath.Join(exchange, filepath.Base(path))
-	if err := writeFile(next, content, 0o644); err != nil {
+func putInPlace(next string) error {
+	if err := os.Rename(next, caddyfile); err != nil {
 		return err
 	}
-	if err := os.Rename(next, path); err != nil {
+	return syncFolder(filepath.Dir(caddyfile))
+}
+
+// removeResults removes what earlier runs left for whoever has long read it.
+func removeResults() error {
+	found, err := filepath.Glob(exchange + "/result-*")
+	if err != nil {
 		return err
 	}
-	return syncFolder(filepath.Dir(path))
+	for _, path := range found {
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// room returns the bytes that the disk with the sites' folders has left for this user.
+func room() (uint64, error) {
+	var disk syscall.Statfs_t
+	err := syscall.Statfs(filepath.Dir(sites), &disk)
+	return disk.Bavail * uint64(disk.Bsize), err
 }

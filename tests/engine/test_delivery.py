@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from images import built_image
+from images.recipe import host_goarch
 from tests.checkout import STACK
 from tests.docker_host import DockerHost
 from tests.engine.program_stack import SETTINGS, Engine, engine_on
@@ -254,6 +256,32 @@ def test_a_folder_that_vanishes_is_told_and_the_site_goes_on(stack: Served, www:
     assert "<h1>first</h1>" in stack.get("www.localhost")
 
 
+def test_what_caddy_has_taken_is_served_though_it_could_not_be_put_in_place(stack: Served, www: Path) -> None:  # noqa: ARG001
+    """The moment between the two, such as a disk that is full by then: nothing that is served may go."""
+    volume = Path(stack.docker.volumes.get("engine-test_caddy_etc").attrs["Mountpoint"])
+    (volume / "Caddyfile").rename(volume / "aside")
+    # no file can be renamed to a folder
+    (volume / "Caddyfile").mkdir()
+    stack.write(sites=[folder_site()])
+    said = stack.run(*UP, fails=True)
+    assert "the configuration could not be delivered: rename" in said
+    assert "<h1>first</h1>" in stack.get("www.localhost")
+    (volume / "Caddyfile").rmdir()
+    (volume / "aside").rename(volume / "Caddyfile")
+    stack.up()
+    assert "<h1>first</h1>" in stack.get("www.localhost")
+    stack.unchanged()
+
+
+def test_an_image_that_was_pruned_is_told_and_comes_back_with_a_refresh(stack: Served) -> None:
+    stack.docker.images.remove(built_image("deliver", host_goarch()).name)
+    stack.write(sites=[redirect("a.localhost", "https://one.example.com")])
+    assert "is not on the host any more (docker image prune?)" in stack.run(*UP, fails=True)
+    stack.run("refresh", "--yes", "--skip-preview")
+    stack.up()
+    assert "location: https://one.example.com/" in stack.get("a.localhost")
+
+
 def test_a_large_folder_goes_through(stack: Served, www: Path) -> None:
     """Some thousand files, and one that is larger than what is sent at once."""
     for number in range(3000):
@@ -332,7 +360,7 @@ def test_secrets_work_and_are_in_neither_state_nor_output_nor_caddyfile(stack: S
             assert HASH not in where
         modes = {
             name: member.mode
-            for name, member in stack.in_container("/etc/caddy/secrets").items()
+            for name, member in stack.in_container("/etc/caddy/.secrets").items()
             if member.isfile()
         }
         assert {mode & 0o777 for mode in modes.values()} == {0o600}
@@ -378,7 +406,7 @@ def test_a_renewed_certificate_is_delivered(stack: Served, tmp_path: Path) -> No
     assert shown() == "serial=22"
     stack.unchanged()
     assert "PRIVATE KEY" not in stack.run("stack", "export")
-    keys = [name for name in stack.in_container("/etc/caddy/certificates") if name.endswith("privkey.pem")]
+    keys = [name for name in stack.in_container("/etc/caddy/.certificates") if name.endswith("privkey.pem")]
     assert len(keys) == 1
 
 

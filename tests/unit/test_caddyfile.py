@@ -13,7 +13,7 @@ from tests.unit.loopback_relay import AUTHORITY
 
 PLACES = Places(
     folders={"blog.example.com": "/srv/.sites/blog.example.com/0123abcd"},
-    secrets={"token": "/etc/caddy/secrets/89ab/token"},
+    secrets={"token": "/etc/caddy/.secrets/89ab/token"},
     certificates=None,
 )
 
@@ -92,7 +92,7 @@ def test_files_are_used_by_every_site(tmp_path: Any) -> None:
     for name, text in zip(("chain.pem", "key.pem"), AUTHORITY.certificate_and_key(), strict=True):
         (tmp_path / name).write_text(text)
     text = rendered(
-        Places(folders={}, secrets={}, certificates="/etc/caddy/certificates/4567cdef"),
+        Places(folders={}, secrets={}, certificates="/etc/caddy/.certificates/4567cdef"),
         certificate={
             "source": "files",
             "folder": str(tmp_path),
@@ -101,7 +101,7 @@ def test_files_are_used_by_every_site(tmp_path: Any) -> None:
         },
         sites=[{"names": ["a.example.com"], "upstream": "a:80"}],
     )
-    folder = "/etc/caddy/certificates/4567cdef"
+    folder = "/etc/caddy/.certificates/4567cdef"
     line = f"tls {folder}/chain.pem {folder}/key.pem"
     assert block(text, "derp.example.com")[0] == line
     assert block(text, "a.example.com")[0] == line

@@ -194,7 +194,7 @@ def test_secrets_show_nowhere() -> None:
     assert settings.site_secrets["token"].get_secret_value() == PASSWORD
     shown = [repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()]
     assert not any(PASSWORD in text for text in shown)
-    places = Places({}, {"token": "/etc/caddy/secrets/89ab/token"}, None)
+    places = Places({}, {"token": "/etc/caddy/.secrets/89ab/token"}, None)
     assert PASSWORD not in caddyfile(settings, places)
 
 
@@ -270,7 +270,7 @@ def test_a_stack_file_without_the_secret_or_with_it_in_clear_text_is_refused(  #
         ),
         (
             {"upstream": "blog:8080", "requestHeaders": {"X-Token": "Bearer {secret.token}", "Cookie": None}},
-            ["reverse_proxy blog:8080 {", "\theader_up -Cookie", '\theader_up X-Token "Bearer {file./etc/caddy/secrets/89ab/token}"', "}"],
+            ["reverse_proxy blog:8080 {", "\theader_up -Cookie", '\theader_up X-Token "Bearer {file./etc/caddy/.secrets/89ab/token}"', "}"],
         ),
         ({"upstream": "https://blog:8443", "tls": {}}, ["reverse_proxy https://blog:8443"]),
         (
@@ -348,7 +348,7 @@ def test_the_authorities_of_an_upstream_are_in_the_caddyfile(tmp_path: Path) -> 
         ('{"group":"default"}', '`{"group":"default"}`'),
         ("a\\b", "`a\\b`"),
         ("a`b", '"a`b"'),
-        ("{secret.token}{secret.token}", '"{file./etc/caddy/secrets/89ab/token}{file./etc/caddy/secrets/89ab/token}"'),
+        ("{secret.token}{secret.token}", '"{file./etc/caddy/.secrets/89ab/token}{file./etc/caddy/.secrets/89ab/token}"'),
     ],
 )  # fmt: skip
 def test_a_headers_value_is_one_token(value: Any, quoted: str) -> None:
@@ -368,7 +368,7 @@ def test_a_headers_value_is_one_token(value: Any, quoted: str) -> None:
         ("respond a#b # }", ["respond a#b # }"]),
         ("respond \\<<END", ["respond \\<<END"]),
         ("respond {path}{}", ["respond {path}{}"]),
-        ("respond {secret.token}", ["respond {file./etc/caddy/secrets/89ab/token}"]),
+        ("respond {secret.token}", ["respond {file./etc/caddy/.secrets/89ab/token}"]),
     ],
 )  # fmt: skip
 def test_a_snippet_is_indented_and_its_texts_stay_as_they_are(snippet: str, lines: list[str]) -> None:
