@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -89,9 +90,19 @@ class Content:
         return cls(**{**known, "trees": tuple(Tree(**tree) for tree in known["trees"])})
 
 
+def forget_content(stack: str) -> None:
+    """Remove what is kept on this machine of what ``stack`` served, which is down for good."""
+    shutil.rmtree(PROJECT_FOLDER / ".relayctl" / "delivery" / stack, ignore_errors=True)
+    _sums(stack).unlink(missing_ok=True)
+
+
 def digest_of(text: bytes) -> str:
     """Return the SHA-256 of ``text`` in hexadecimal."""
     return hashlib.sha256(text).hexdigest()
+
+
+def _sums(stack: str) -> Path:
+    return PROJECT_FOLDER / ".relayctl" / f"sums-{stack}.json"
 
 
 def _kept(stack: str, digest: str) -> Path:
@@ -106,7 +117,7 @@ def content_of(settings: Settings, stack: str) -> Content:
     where = f"stacks/Pulumi.{stack}.yaml"
     problems: list[Problem] = []
     trees: dict[str, Tree] = {}
-    with Sums(PROJECT_FOLDER / ".relayctl" / f"sums-{stack}.json") as sums:
+    with Sums(_sums(stack)) as sums:
         for number, site in enumerate(settings.sites):
             source = site.serves.source if isinstance(site.serves, Folder) else None
             if source is None:

@@ -60,8 +60,11 @@ def try_image(  # noqa: PLR0913 - what is tried, and with what
         beside = Program(client, program, stack, beside=str(trial.id), volumes=False)
         result = beside.carry_out({"Do": "ask", "URL": url, "Wait": _ANSWER})
         if "Error" in result:
-            log = last_words(trial)
-            raise DeliveryError(_told(name, replaces, f"{result['Error']}\nThe end of its log:\n{log}"))
+            trial.reload()
+            state = trial.attrs["State"]
+            ended = f"it ended with status {state['ExitCode']}"
+            reason = result["Error"] if state["Running"] else ended
+            raise DeliveryError(_told(name, replaces, f"{reason}\nThe end of its log:\n{last_words(trial)}"))
     finally:
         with contextlib.suppress(docker.errors.NotFound):
             trial.remove(force=True, v=True)

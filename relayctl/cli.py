@@ -22,7 +22,7 @@ import docker.errors
 from rich.console import Console
 
 import probe
-from delivery import DeliveryError
+from delivery import DeliveryError, forget_content
 from images import built_image
 from probe.__main__ import findings_table
 from relayctl import (
@@ -211,11 +211,11 @@ def _bring_up(
     with host.engine(opened) as client:
         _bring_images(stack, settings, host.goarch, client, progress)
         known = _see_that_it_fits(opened, settings, client, progress)
-        answers = client is not None
+        images = None if client is None else preflight.images_by_reference(client)
     if known.containers:
         with _failures_explained(opened, host, settings):
             # Providers have nobody to ask before the engine answers; the update waits for it.
-            plan = _tell_plan(opened, progress) if answers else None
+            plan = _tell_plan(opened, progress, images) if images is not None else None
         if keep_sessions:
             _check_sessions_are_kept(stack, plan)
     host.put_back(opened)
@@ -304,10 +304,16 @@ def _failures_explained(opened: RelayStack, host: hosts.StackHost, settings: Set
             raise failure.explained(error, opened.name, settings, client) from error
 
 
-def _tell_plan(opened: RelayStack, progress: Progress, *, refresh: bool = False) -> Plan:
-    """Show what an update would change, and return it."""
+def _tell_plan(
+    opened: RelayStack,
+    progress: Progress,
+    images: Mapping[str, str] | None = None,
+    *,
+    refresh: bool = False,
+) -> Plan:
+    """Show what an update would change of a host that has ``images``, and return it."""
     with progress.step(f"Seeing what changes in the stack {opened.name}"):
-        plan = Plan.of(opened.preview(refresh=refresh))
+        plan = Plan.of(opened.preview(refresh=refresh), images)
     progress.console.print(plan.told(), soft_wrap=True)
     return plan
 
@@ -547,6 +553,7 @@ def _clear_up(
     """Remove what a stack that is down leaves here, beside its volumes."""
     if volumes:
         host.forget(opened)
+        forget_content(opened.name)
     if settings is None or settings.host.kind != "local":
         return
     with host.engine(opened) as client:

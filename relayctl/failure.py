@@ -46,7 +46,11 @@ def _last_words(stack: str, client: docker.DockerClient) -> Iterator[str]:
         again = container.attrs["RestartCount"]
         if (state["Running"] and health == "healthy" and not again) or state["Status"] == "created":
             continue
-        how = health if state["Running"] else f"{state['Status']} with status {state['ExitCode']}"
+        how = (
+            ("up" if health == "healthy" else health)
+            if state["Running"]
+            else f"{state['Status']} with status {state['ExitCode']}"
+        )
         how = f"{how}, and was started {again + 1} times" if again else how
         yield (
             f"{container.name} is {how}; the end of its log (docker logs {container.name}):\n"

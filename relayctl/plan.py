@@ -132,12 +132,20 @@ class Plan:
     lasting: str | None = None
 
     @classmethod
-    def of(cls, events: Iterable[EngineEvent]) -> Plan:
-        """Return the plan that a preview's ``events`` make up. No value that may be secret is in it."""
-        resources = _resources(events)
+    def of(cls, events: Iterable[EngineEvent], images: Mapping[str, str] | None = None) -> Plan:
+        """Return the plan that a preview's ``events`` make up. No value that may be secret is in it.
+
+        ``images`` has the ids of the images that the host has, by reference. An
+        image that is there under its new name already can be compared before.
+        """
+        told = _resources(events)
+        resources = dict(told)
+        for container in _RELAY:
+            if _gets_the_same_image(told, container, images or {}):
+                del resources[_CONTAINER, container]
         effects = sorted(_effects(resources), key=_Effect.rank)
         changes = tuple(each.change for each in effects)
-        relay = [resources.get((_CONTAINER, name)) for name in _RELAY]
+        relay = [told.get((_CONTAINER, name)) for name in _RELAY]
         if not all(container is not None and container.is_there() for container in relay):
             return cls(changes, Sessions.NONE_YET)
         sessions = effects[0].sessions if effects else Sessions.KEPT
@@ -351,6 +359,19 @@ def _effects(resources: Mapping[tuple[str, str], _Resource]) -> Iterator[_Effect
         if change is not None:
             told = _consequences(resource, change, resources)
             yield _Effect(resource, change, *next(told, (Sessions.KEPT, "")))
+
+
+def _gets_the_same_image(
+    resources: Mapping[tuple[str, str], _Resource], container: str, images: Mapping[str, str]
+) -> bool:
+    """Tell whether all that ``container`` is replaced for is an image that is the one that it has."""
+    found = resources.get((_CONTAINER, container))
+    if found is None or not found.is_replaced_for_the_unknown() or found.replaced_for() != ["image"]:
+        return False
+    named = (resources.get((_IMAGE, name)) for name in (container, f"{container}-built"))
+    wanted = {image.given("new", "name") for image in named if image and image.operation() != "delete"}
+    there = {images.get(str(name)) for name in wanted - {None}}
+    return None not in there and there == {found.given("old", "image")}
 
 
 def _gets_another_image(resources: Mapping[tuple[str, str], _Resource], container: str) -> bool:

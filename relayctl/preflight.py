@@ -68,6 +68,11 @@ class Known:
         return self.containers <= running and self.networks <= networks and self.images <= images
 
 
+def images_by_reference(client: docker.DockerClient) -> dict[str, str]:
+    """Return the ids of the engine's images, by name and tag."""
+    return {tag: str(each["Id"]) for each in client.api.images() for tag in each["RepoTags"] or ()}
+
+
 def remove_leftovers(stack: str, known: Known, client: docker.DockerClient, progress: Progress) -> None:
     """Remove what an interrupted update of ``stack`` made and its state does not know of.
 

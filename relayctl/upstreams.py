@@ -43,10 +43,11 @@ def unanswered(settings: Settings, stack: str, goarch: str, client: docker.Docke
     )
     bad = [number for number, address in wanted.items() if address in found]
     for number in bad[:_TOLD]:
-        name, address = settings.sites[number].names[0], wanted[number]
+        site, address = settings.sites[number], wanted[number]
+        status = 502 if site.health is None else 503
         yield (
-            f"sites[{number}].upstream: {address} does not answer ({found[address]}); visitors of {name} get"
-            " 502 until it does"
+            f"sites[{number}].upstream: {address} does not answer ({found[address]}); visitors of"
+            f" {site.names[0]} get {status} until it does"
         )
     if len(bad) > _TOLD:
         yield f"The same goes for {len(bad) - _TOLD} more sites."

@@ -107,15 +107,20 @@ def _port_80(settings: Settings) -> str:
     (tailscale.com/net/captivedetection). The name has a block of its own: one
     that also stands for any host would come after Caddy's own redirect of the name.
     """
-    body = [
-        "handle /generate_204 {",
-        f"\treverse_proxy {settings.derper.container_name}",
-        "}",
-        "handle {",
-        f"\tredir https://{settings.domain}{_port(settings)}{{uri}} permanent",
-        "}",
-    ]
-    return _block(f"http://{settings.domain}", body) + "\n" + _block("http://", body)
+
+    def body(status: str) -> list[str]:
+        return [
+            "handle /generate_204 {",
+            f"\treverse_proxy {settings.derper.container_name}",
+            "}",
+            "handle {",
+            f"\tredir https://{settings.domain}{_port(settings)}{{uri}} {status}",
+            "}",
+        ]
+
+    # Another name may be a site tomorrow, or was one yesterday: browsers keep a permanent redirect.
+    named, any_host = body("permanent"), body("temporary")
+    return _block(f"http://{settings.domain}", named) + "\n" + _block("http://", any_host)
 
 
 def _redirect_to_port(names: list[str], settings: Settings) -> str:

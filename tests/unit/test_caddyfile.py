@@ -38,14 +38,16 @@ def test_the_relay_is_proxied_with_debug_refused_and_sessions_outliving_reloads(
     ]
 
 
-@pytest.mark.parametrize("head", ["http://derp.example.com", "http://"])
-def test_port_80_answers_the_challenge_and_redirects_all_else(head: str) -> None:
+@pytest.mark.parametrize(
+    ("head", "status"), [("http://derp.example.com", "permanent"), ("http://", "temporary")]
+)
+def test_port_80_answers_the_challenge_and_redirects_all_else(head: str, status: str) -> None:
     assert block(rendered(), head) == [
         "handle /generate_204 {",
         "\treverse_proxy derper",
         "}",
         "handle {",
-        "\tredir https://derp.example.com{uri} permanent",
+        f"\tredir https://derp.example.com{{uri}} {status}",
         "}",
     ]
 
@@ -56,7 +58,7 @@ def test_redirects_name_a_port_that_is_not_443() -> None:
         certificate={"source": "internal"},
         sites=[{"names": ["a.example.com", "b.example.com"], "upstream": "a:80"}],
     )
-    assert "\tredir https://derp.example.com:8443{uri} permanent" in block(text, "http://")
+    assert "\tredir https://derp.example.com:8443{uri} temporary" in block(text, "http://")
     assert block(text, "http://a.example.com, http://b.example.com") == [
         "redir https://{host}:8443{uri} permanent"
     ]

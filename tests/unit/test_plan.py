@@ -182,6 +182,30 @@ def test_an_image_may_come_from_another_resource(old: str, new: str, sessions: S
     assert plan.sessions is sessions
 
 
+@pytest.mark.parametrize(
+    ("there", "sessions"),
+    [("sha256:1", Sessions.KEPT), ("sha256:2", Sessions.END), (None, Sessions.END)],
+    ids=["the same", "another", "not there"],
+)
+def test_an_image_that_is_there_under_its_new_name_is_compared_before(
+    there: str | None, sessions: Sessions
+) -> None:
+    """As after going back to an image by its name: taking the edit back replaces nothing."""
+    old, new = "derp-relays/caddy:1", "derp-relays/caddy:2"
+    events = [
+        *image_replaced("caddy", old, new)[:2],
+        *replaced(
+            CONTAINER,
+            "caddy",
+            "image",
+            old={"inputs": {"image": "sha256:1"}},
+            new={"inputs": {"image": UNKNOWN}},
+        ),
+    ]
+    plan = Plan.of([*RUNNING[:2], DERPER, *events], {} if there is None else {new: there})
+    assert plan.sessions is sessions
+
+
 def test_what_may_turn_out_to_be_the_same_is_said_to_be_uncertain() -> None:
     plan = Plan.of([*RUNNING[:2], DERPER, *image_replaced("caddy", "caddy:2@sha256:1", "caddy:3@sha256:1")])
     assert plan.told().plain.endswith(
