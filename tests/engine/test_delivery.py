@@ -384,7 +384,7 @@ def test_a_renewed_certificate_is_delivered(stack: Served, tmp_path: Path) -> No
                 ],
                 *["-subj", "/CN=derp.localhost", "-addext", "subjectAltName=DNS:derp.localhost"],
                 *["-days", "2", "-set_serial", str(serial)],
-                *["-keyout", tmp_path / "privkey.pem", "-out", tmp_path / "fullchain.pem"],
+                *["-keyout", str(tmp_path / "privkey.pem"), "-out", str(tmp_path / "fullchain.pem")],
             ],
             check=True,
             capture_output=True,
