@@ -78,19 +78,24 @@ def deliver(  # noqa: PLR0913 - what is delivered, and where to
 
 
 def unanswered(
-    client: docker.DockerClient, addresses: Sequence[str], *, caddy: str, program: str, stack: str
-) -> dict[str, str]:
-    """Return why those of ``addresses``, HOST:PORT, take no connection from where Caddy is.
+    client: docker.DockerClient,
+    upstreams: Sequence[Mapping[str, Any]],
+    *,
+    caddy: str,
+    program: str,
+    stack: str,
+) -> dict[int, str]:
+    """Return why those of ``upstreams`` take no connection from where Caddy is, by their place.
 
-    Raises ``DeliveryError`` if that cannot be found out.
+    Each is as images/deliver/main.go has it. Raises ``DeliveryError`` if that cannot be found out.
     """
-    if not addresses:
+    if not upstreams:
         return {}
     run = Program(client, program, stack, beside=caddy, volumes=False)
-    result = run.carry_out({"Do": "dial", "Addresses": list(addresses)})
+    result = run.carry_out({"Do": "dial", "Upstreams": list(upstreams)})
     if "Error" in result:
         raise DeliveryError(f"upstreams could not be asked: {result['Error']}")
-    return dict(result.get("Unanswered") or {})
+    return {int(number): why for number, why in (result.get("Unanswered") or {}).items()}
 
 
 def delivered_digest(client: docker.DockerClient, caddy: str) -> str:

@@ -78,21 +78,24 @@ def built_image(program: Program, goarch: str, version: str | None = None) -> Bu
     ``version`` is a version of the program's module without its ``v``; by
     default the pinned one. Nothing is built and the context may not be there.
     """
-    dockerfile = ROOT / "images" / program / "Dockerfile"
+    folder = ROOT / "images" / program
+    own = sorted(path for path in folder.iterdir() if path.is_file())
+    # locked in requirements.txt, and the source of the image's CA certificates
+    authorities = importlib.metadata.version("certifi")
     if program == "deliver":
         version = ""
-        told = f"{RECIPE} {program} {goarch}"
-        ingredients = [dockerfile, *sorted(dockerfile.parent.glob("go.*")), *_sources("deliver")]
+        told = f"{RECIPE} {program} {goarch} {authorities}"
+        ingredients = own
     else:
         version = version or pinned_version(program)
-        # locked in requirements.txt, and the source of the image's CA certificates
-        told = f"{RECIPE} {program} {version} {goarch} {importlib.metadata.version('certifi')}"
+        told = f"{RECIPE} {program} {version} {goarch} {authorities}"
+        healthcheck = ROOT / "images" / "healthcheck"
         ingredients = [
             ROOT / "tools" / program / "go.mod",
             ROOT / "tools" / program / "go.sum",
-            *sorted(path for path in dockerfile.parent.iterdir() if path.is_file()),
-            ROOT / "images" / "healthcheck" / "go.mod",
-            *_sources("healthcheck"),
+            *own,
+            healthcheck / "go.mod",
+            *sorted(healthcheck.glob("*.go")),
         ]
     digest = hashlib.sha256(told.encode())
     for path in ingredients:
@@ -105,7 +108,3 @@ def built_image(program: Program, goarch: str, version: str | None = None) -> Bu
         name=f"derp-relays/{program}:{tag}",
         context=cache_folder() / "images" / f"{program}-{tag}",
     )
-
-
-def _sources(program: str) -> list[Path]:
-    return sorted((ROOT / "images" / program).glob("*.go"))

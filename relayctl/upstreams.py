@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import docker
@@ -10,6 +12,7 @@ import docker
 import delivery
 from images import built_image
 from settings import Settings, Upstream
+from settings.site import UpstreamTls
 
 _PORTS = {"http": 80, "https": 443}
 # Warnings, before the rest is counted.
@@ -23,30 +26,42 @@ def address_of(upstream: str) -> str:
     return f"{host}:{url.port or _PORTS[url.scheme]}"
 
 
+def _wanted(upstream: Upstream) -> dict[str, Any]:
+    """Return what Caddy wants of ``upstream``, as images/deliver/main.go has it."""
+    given = upstream.tls or UpstreamTls()
+    tls = {"ServerName": given.server_name or "", "Trust": given.trust, "Verify": given.verify}
+    secure = upstream.address.startswith("https://")
+    return {"Address": address_of(upstream.address), "TLS": tls if secure else None}
+
+
 def unanswered(settings: Settings, stack: str, goarch: str, client: docker.DockerClient) -> Iterator[str]:
     """Yield a warning for each site whose upstream takes no connection from Caddy's container.
 
     Caddy serves the site all the same: it asks its upstream at each request, and
-    what is started later is found then.
+    what is started later is found then. Raises ``DeliveryError`` if that cannot
+    be found out.
     """
-    wanted = {
-        number: address_of(site.serves.address)
+    sites = {
+        number: json.dumps(_wanted(site.serves))
         for number, site in enumerate(settings.sites)
         if isinstance(site.serves, Upstream)
     }
-    found = delivery.unanswered(
+    upstreams = sorted(set(sites.values()))
+    answers = delivery.unanswered(
         client,
-        sorted(set(wanted.values())),
+        [json.loads(upstream) for upstream in upstreams],
         caddy=str(client.containers.get(settings.caddy.container_name).id),
         program=built_image("deliver", goarch).name,
         stack=stack,
     )
-    bad = [number for number, address in wanted.items() if address in found]
+    found = {upstreams[place]: why for place, why in answers.items()}
+    wanted = {number: json.loads(upstream)["Address"] for number, upstream in sites.items()}
+    bad = [number for number, upstream in sites.items() if upstream in found]
     for number in bad[:_TOLD]:
         site, address = settings.sites[number], wanted[number]
         status = 502 if site.health is None else 503
         yield (
-            f"sites[{number}].upstream: {address} does not answer ({found[address]}); visitors of"
+            f"sites[{number}].upstream: {address} does not answer ({found[sites[number]]}); visitors of"
             f" {site.names[0]} get {status} until it does"
         )
     if len(bad) > _TOLD:

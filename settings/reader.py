@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,9 +195,8 @@ def settings_from(values: Mapping[str, Any], where: str, sealed: Collection[str]
         settings = Settings.model_validate(given)
     except ValidationError as error:
         problems = problems_of(error, Settings, f"{PROJECT}:")
-        bad = {str(details["loc"][0]) for details in error.errors()}
-        unknown |= bad
-        settings = _sound_part(given, bad)
+        unknown |= {str(details["loc"][0]) for details in error.errors()}
+        settings = _sound_part(given, [details["loc"] for details in error.errors()])
     contradictions = [*_contradictions(settings)]
     if "siteSecrets" not in unknown:
         contradictions += _secrets_that_are_not_given(settings)
@@ -207,17 +206,33 @@ def settings_from(values: Mapping[str, Any], where: str, sealed: Collection[str]
     return settings
 
 
-def _sound_part(given: Mapping[str, Any], bad: set[str]) -> Settings:
-    """Return settings from those of ``given`` that are not ``bad``, and defaults for the others.
+def _sound_part(given: Mapping[str, Any], wrong: Sequence[tuple[int | str, ...]]) -> Settings:
+    """Return settings from those of ``given`` that nothing is ``wrong`` in, and defaults for the others.
 
     Values that contradict each other can so be told in the same message as bad
     ones; the defaults contradict nothing.
     """
+    bad = {str(path[0]) for path in wrong}
+    sites = given.get("sites")
+    if isinstance(sites, list) and ("sites",) not in wrong:
+        bad.discard("sites")
+        in_sites = [path[1:] for path in wrong if path[0] == "sites"]
+        given = {**given, "sites": [_sound_site(site, n, in_sites) for n, site in enumerate(sites)]}
     stand_ins: dict[str, Any] = {"domain": "not-given.example", "region": {"id": 900, "code": "none"}}
     if "certificate" in bad:
         stand_ins["certificate"] = {"source": "internal"}
     sound = {key: value for key, value in given.items() if key not in bad}
     return Settings.model_validate({**stand_ins, **sound})
+
+
+def _sound_site(site: Any, number: int, wrong: Sequence[tuple[int | str, ...]]) -> Any:
+    """Return ``site``, which has this number, or its names alone if something is ``wrong`` in it."""
+    paths = [path[1:] for path in wrong if path[0] == number]
+    if not paths:
+        return site
+    names_are_good = isinstance(site, dict) and "names" in site and all("names" not in path for path in paths)
+    names = site["names"] if names_are_good else [f"not-given-{number}.example"]
+    return {"names": names, "redirect": "https://not-given.example"}
 
 
 def _contradictions(settings: Settings) -> Iterator[Problem]:

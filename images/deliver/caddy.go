@@ -5,11 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 )
 
@@ -20,8 +18,6 @@ const (
 	poll = 100 * time.Millisecond
 	// A configuration of thousands of sites is provisioned within seconds.
 	loadTimeout = 5 * time.Minute
-	dialTimeout = 3 * time.Second
-	dialsAtOnce = 64
 )
 
 type caddy struct{ http *http.Client }
@@ -104,35 +100,4 @@ func (c *caddy) get(path string) (string, error) {
 		err = fmt.Errorf("Caddy's %s answers %s", path, answer.Status)
 	}
 	return string(said), err
-}
-
-// dial returns why addresses take no connection from here, which is where Caddy is.
-func dial(addresses []string) map[string]string {
-	reasons := make([]string, len(addresses))
-	var next atomic.Int64
-	finished := make(chan struct{})
-	workers := min(dialsAtOnce, len(addresses))
-	for range workers {
-		go func() {
-			for at := next.Add(1) - 1; at < int64(len(addresses)); at = next.Add(1) - 1 {
-				connection, err := net.DialTimeout("tcp", addresses[at], dialTimeout)
-				if err != nil {
-					reasons[at] = err.Error()
-				} else {
-					connection.Close()
-				}
-			}
-			finished <- struct{}{}
-		}()
-	}
-	for range workers {
-		<-finished
-	}
-	unanswered := map[string]string{}
-	for at, reason := range reasons {
-		if reason != "" {
-			unanswered[addresses[at]] = reason
-		}
-	}
-	return unanswered
 }

@@ -34,10 +34,20 @@ type Order struct {
 	HeapLimit uint64
 	// apply: the user that Caddy runs as
 	Owner int
-	// dial: addresses, HOST:PORT
-	Addresses []string
+	// dial: what is to answer
+	Upstreams []Upstream
 	// ask: what to GET until it is answered with a 2xx status
 	URL string
+}
+
+// An Upstream is a server that sites send their requests to, by HOST:PORT; TLS is null for plain HTTP.
+type Upstream struct {
+	Address string
+	TLS     *struct {
+		ServerName string   // empty: the address's own
+		Trust      [][]byte // certificates, DER; none: the public authorities
+		Verify     bool
+	}
 }
 
 // A Tree is a folder of a site. Its path tells its content: one that is there is the same.
@@ -63,8 +73,8 @@ type Result struct {
 	Free    uint64   `json:",omitempty"`
 	// apply: bytes of Caddy's heap before and after, collected
 	HeapBefore, HeapAfter uint64 `json:",omitempty"`
-	// dial: why an address does not answer
-	Unanswered map[string]string `json:",omitempty"`
+	// dial: why an upstream does not answer, by its number
+	Unanswered map[int]string `json:",omitempty"`
 }
 
 // A problem is an error of a kind that who reads the result tells apart.
@@ -130,7 +140,7 @@ func carryOut(order string) (Result, error) {
 	case "apply":
 		return apply(given)
 	case "dial":
-		return Result{Unanswered: dial(given.Addresses)}, nil
+		return Result{Unanswered: dial(given.Upstreams)}, nil
 	case "ask":
 		return Result{}, ask(given.URL, given.Wait)
 	}

@@ -26,9 +26,9 @@ def fill(program: Program, progress: Progress, *, goarch: str, version: str | No
     Raises what ``go_programs.build`` raises.
     """
     image = built_image(program, goarch, version)
-    contents = {"Dockerfile": 0o644, program: 0o755}
+    contents = {"Dockerfile": 0o644, "ca-certificates.crt": 0o644, program: 0o755}
     if program != "deliver":
-        contents |= {"ca-certificates.crt": 0o644, "healthcheck": 0o755}
+        contents["healthcheck"] = 0o755
     if program == "caddy":
         contents["Caddyfile"] = 0o644
 

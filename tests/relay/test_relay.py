@@ -33,6 +33,13 @@ def relay(host: DockerHost, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         # derper's own page stands in for any other container's
         {"names": ["app.localhost", "www.app.localhost"], "upstream": f"{DERPER}:80"},
         {"names": ["away.localhost"], "upstream": "away:8080"},
+        # Caddy's own authority signs for its names alone, and is no public one
+        {"names": ["tls.localhost"], "upstream": f"https://{CADDY}", "tls": {"serverName": DOMAIN}},
+        {
+            "names": ["any.localhost"],
+            "upstream": f"https://{CADDY}",
+            "tls": {"serverName": DOMAIN, "verify": False},
+        },
     ]
     with running_relay(
         host, folder, network={"name": NETWORK}, volumes={"prefix": "relay-test_"}, sites=sites
@@ -58,7 +65,10 @@ def test_a_stand_in_is_announced_and_only_where_it_is_used(relay: RunningRelay) 
 
 def test_an_upstream_that_is_not_there_is_told_and_the_others_are_not(relay: RunningRelay) -> None:
     warned = [line for line in relay.said.splitlines() if "does not answer" in line]
-    assert len(warned) == 1, relay.said
+    assert len(warned) == 2, relay.said
+    assert "sites[4].upstream: caddy-test:443 does not answer (tls: failed to verify certificate" in warned[1]
+    assert " 502" in relay.get("tls.localhost").splitlines()[0]
+    assert " 200" in relay.get("any.localhost").splitlines()[0]
     assert "sites[3].upstream: away:8080 does not answer" in warned[0]
     assert "visitors of away.localhost get 502" in warned[0]
     assert " 502" in relay.get("away.localhost").splitlines()[0]

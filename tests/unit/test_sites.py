@@ -406,3 +406,27 @@ def test_a_thousand_sites_are_rendered_in_well_under_a_second() -> None:
     assert seconds(1000) < 0.5
     # ten times as many take ten times as long, not a hundred
     assert min(seconds(5000) for _ in range(2)) < 30 * max(min(seconds(500) for _ in range(3)), 0.01)
+
+
+def test_sites_that_contradict_each_other_are_told_beside_bad_ones() -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings_from(
+            {
+                **MINIMAL,
+                "sites": [
+                    {"names": ["a.example.com"], "upstream": "a:80"},
+                    {"names": ["a.example.com"], "upstream": "http://b/path"},
+                    {"names": ["no"], "redirect": "https://c.example.com"},
+                    {"names": ["derp.example.com"], "redirect": "https://d.example.com"},
+                    {"names": ["e.example.com"]},
+                ],
+            },
+            "a test",
+        )
+    assert [problem.key.removeprefix("derp-relays:") for problem in caught.value.problems] == [
+        "sites[1].upstream",
+        "sites[2].names",
+        "sites[4]",
+        "sites[1].names",
+        "sites[3].names",
+    ]
