@@ -28,8 +28,8 @@ from images.recipe import host_goarch
 from settings import settings_from
 from tests.checkout import STACK
 from tests.docker_host import docker_host
-from tests.relay.running_relay import CADDY, DERPER, DOMAIN, RunningRelay, running_relay
-from tests.relay.sessions import Report, Sessions, sessions
+from tests.relay.running_relay import CADDY, DERPER, RunningRelay, running_relay
+from tests.relay.sessions import Report
 
 COUNTS = (1, 100, 1000)
 # configurations that sessions hold at once
@@ -140,24 +140,9 @@ def _held(relay: RunningRelay, count: int) -> tuple[int, float, float]:
     with contextlib.ExitStack() as opened:
         for number in range(HELD):
             folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
-            opened.enter_context(_sessions(relay, folder, pairs=1, interval="500ms"))
+            opened.enter_context(relay.sessions(folder, pairs=1, interval="500ms"))
             after = change(100 + number)
     return before, (after - before) / HELD, alone
-
-
-def _sessions(
-    relay: RunningRelay, folder: Path, *, pairs: int, interval: str
-) -> contextlib.AbstractContextManager[Sessions]:
-    outside = relay.outside
-    return sessions(
-        outside.command([]),
-        ca=relay.ca,
-        domain=DOMAIN,
-        connect=[f"{outside.here_ipv4}:443", f"[{outside.here_ipv6}]:443"],
-        pairs=pairs,
-        interval=interval,
-        folder=folder,
-    )
 
 
 def _upgrades(relay: RunningRelay) -> Table:
@@ -172,7 +157,7 @@ def _upgrades(relay: RunningRelay) -> Table:
         table.add_column(heading, justify="right")
     client = relay.host.client()
     with tempfile.TemporaryDirectory() as folder:
-        with _sessions(relay, Path(folder), pairs=PAIRS, interval="50ms") as running:
+        with relay.sessions(Path(folder), pairs=PAIRS, interval="50ms") as running:
             for number in range(1, 6):
                 relay.up(sites=_redirects(number))
             _row(table, "five updates of sites", running.end())
@@ -183,7 +168,7 @@ def _upgrades(relay: RunningRelay) -> Table:
                 fileobj=io.BytesIO(f"FROM {current}\nLABEL new=1\n".encode()), tag=tag, rm=True
             )
             changed = {**relay.settings[group], "image": tag, "allowUnpinned": True, "healthcheck": []}
-            with _sessions(relay, Path(folder), pairs=PAIRS, interval="50ms") as running:
+            with relay.sessions(Path(folder), pairs=PAIRS, interval="50ms") as running:
                 relay.up(**{group: changed})
                 _row(table, f"another image of {group}", running.end())
             relay.up()

@@ -14,6 +14,7 @@ from typing import Any
 from tests.checkout import STACK, Checkout
 from tests.docker_host import DockerHost
 from tests.relay.outside import Outside, outside
+from tests.relay.sessions import Sessions, sessions
 
 DOMAIN = "derp.localhost"
 CADDY = "caddy-test"
@@ -77,6 +78,21 @@ class RunningRelay:
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def sessions(
+        self, folder: Path, *, pairs: int, interval: str
+    ) -> contextlib.AbstractContextManager[Sessions]:
+        """Hold sessions from outside of the host, over IPv4 and IPv6."""
+        outside = self.outside
+        return sessions(
+            outside.command([]),
+            ca=self.ca,
+            domain=DOMAIN,
+            connect=[f"{outside.here_ipv4}:443", f"[{outside.here_ipv6}]:443"],
+            pairs=pairs,
+            interval=interval,
+            folder=folder,
+        )
 
     def up(self, **changed: Any) -> str:
         """Write the stack's file with the settings ``changed``, bring it up, and return what is said."""

@@ -19,8 +19,7 @@ from settings import settings_from
 from tests.checkout import STACK
 from tests.docker_host import DockerHost
 from tests.relay.programs import program
-from tests.relay.running_relay import CADDY, DERPER, DOMAIN, RunningRelay, running_relay
-from tests.relay.sessions import Sessions, sessions
+from tests.relay.running_relay import CADDY, DERPER, RunningRelay, running_relay
 
 PAIRS = 25
 # Go's 50 ms: 1.6 s of packets fit derper's queue for a client, however busy the machine is meanwhile.
@@ -35,22 +34,6 @@ def relay(host: DockerHost, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     (folder / "www" / "index.html").write_text("<h1>a folder</h1>")
     with running_relay(host, folder, network={"name": "sessions-test"}, volumes={"prefix": "s_"}) as made:
         yield made
-
-
-@contextlib.contextmanager
-def held(relay: RunningRelay, folder: Path) -> Iterator[Sessions]:
-    """Hold the sessions from outside of the relay's host, over IPv4 and IPv6."""
-    outside = relay.outside
-    with sessions(
-        outside.command([]),
-        ca=relay.ca,
-        domain=DOMAIN,
-        connect=[f"{outside.here_ipv4}:443", f"[{outside.here_ipv6}]:443"],
-        pairs=PAIRS,
-        interval=INTERVAL,
-        folder=folder,
-    ) as running:
-        yield running
 
 
 @pytest.fixture
@@ -84,7 +67,7 @@ def sites(number: int) -> list[dict[str, Any]]:
 def test_fifty_clients_exchange_packets_through_a_hundred_changes_of_sites(
     relay: RunningRelay, delivering: Callable[..., Delivered], tmp_path: Path
 ) -> None:
-    with held(relay, tmp_path) as running:
+    with relay.sessions(tmp_path, pairs=PAIRS, interval=INTERVAL) as running:
         # whole updates: a site is added, changed and removed
         www = {"names": ["www.localhost"], "folder": str(relay.checkout.folder / "www")}
         assert "Relay sessions: kept" in relay.up(sites=[www])
@@ -120,7 +103,7 @@ def test_configurations_that_sessions_hold_are_let_go_with_them_and_have_a_bound
         for number in range(1, 11):
             folder = tmp_path / str(number)
             folder.mkdir()
-            opened.enter_context(held_by_one_pair(relay, folder))
+            opened.enter_context(relay.sessions(folder, pairs=1, interval="200ms"))
             after = change(number)
         each = (after - before) / 10
     let_go = [change(number) for number in range(11, 14)][-1]
@@ -144,7 +127,7 @@ def test_sessions_on_an_earlier_configuration_end_after_the_delay(
 ) -> None:
     caddy = {**relay.settings["caddy"], "streamCloseDelay": "5s"}
     delivering(caddy=caddy)
-    with held(relay, tmp_path) as running:
+    with relay.sessions(tmp_path, pairs=PAIRS, interval=INTERVAL) as running:
         before = time.monotonic()
         delivering(caddy=caddy, sites=sites(3))
         taken = time.monotonic() - before
@@ -154,20 +137,6 @@ def test_sessions_on_an_earlier_configuration_end_after_the_delay(
     since = min(drop.at for drop in report.session_drops)
     assert 5 <= since <= 5 + taken + 1
     assert all(outage.ended for outage in report.outages)
-
-
-@contextlib.contextmanager
-def held_by_one_pair(relay: RunningRelay, folder: Path) -> Iterator[Sessions]:
-    with sessions(
-        relay.outside.command([]),
-        ca=relay.ca,
-        domain=DOMAIN,
-        connect=[f"{relay.outside.here_ipv4}:443"],
-        pairs=1,
-        interval="200ms",
-        folder=folder,
-    ) as running:
-        yield running
 
 
 @pytest.mark.parametrize(
@@ -204,7 +173,7 @@ def test_a_new_image_ends_sessions_once_and_clients_come_back_by_themselves(
     client.images.build(fileobj=io.BytesIO(f"FROM {current}\nLABEL new=1\n".encode()), tag=tag, rm=True)
     group = "derper" if name == DERPER else "caddy"
     changed = {group: {**relay.settings[group], "image": tag, "allowUnpinned": True, "healthcheck": []}}
-    with held(relay, tmp_path) as running:
+    with relay.sessions(tmp_path, pairs=PAIRS, interval=INTERVAL) as running:
         assert "Relay sessions will end" in relay.up(**changed)
         report = running.end()
     assert len(report.outages) == 2 * PAIRS
@@ -255,7 +224,7 @@ def test_without_a_delay_the_same_change_ends_every_session(
     """What the first test proves is up to `stream_close_delay`: the last test here, as it takes it away."""
     caddy = {**relay.settings["caddy"], "streamCloseDelay": "0"}
     delivering(caddy=caddy)
-    with held(relay, tmp_path) as running:
+    with relay.sessions(tmp_path, pairs=PAIRS, interval=INTERVAL) as running:
         delivering(caddy=caddy, sites=sites(3))
         report = running.end()
     assert {drop.client for drop in report.session_drops} == set(range(2 * PAIRS))
