@@ -66,15 +66,34 @@ def deliver(  # noqa: PLR0913 - what is delivered, and where to
         if runs(container):
             result = run.carry_out(order, files)
     if result.get("Kind") == "silent" and not runs(container):
-        # It starts with what is in place, and ends: with no Caddyfile at all, or one that it cannot use.
-        # Nobody is served, so that nothing is lost by putting the new one there unseen.
-        result = run.carry_out({**order, "Wait": 0}, files, network=False)
-        if "Error" not in result:
-            container.restart()
-            result = run.carry_out(order) if runs(container) else _SILENT
+        result = _started_with(run, order, files, container)
     if "Error" in result:
         raise DeliveryError(_told(result, content, container))
     return Delivered(int(result.get("HeapAfter", 0)))
+
+
+def _started_with(
+    run: Program, order: Mapping[str, Any], files: Mapping[str, Path], container: Container
+) -> dict[str, Any]:
+    """Carry out ``order`` for a Caddy that does not stay up with what is in place, if anything is.
+
+    Nobody is served, so the new configuration is put there unseen. If Caddy does
+    not stay up with that one either, what was there comes back: it may not have
+    been the reason.
+    """
+    try:
+        before = read_file(container, CADDYFILE).decode()
+    except docker.errors.NotFound:
+        before = None
+    result = run.carry_out({**order, "Wait": 0}, files, network=False)
+    if "Error" in result:
+        return result
+    container.restart()
+    result = run.carry_out(order) if runs(container) else _SILENT
+    if "Error" in result and before is not None:
+        run.carry_out({"Do": "apply", "Caddyfile": before, "Wait": 0}, network=False)
+        container.restart()
+    return result
 
 
 def unanswered(

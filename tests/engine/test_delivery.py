@@ -322,6 +322,18 @@ def test_a_caddy_that_cannot_start_is_given_what_it_can_start_with(stack: Served
     assert "location: https://two.example.com/" in stack.get("a.localhost")
 
 
+def test_a_caddy_that_starts_with_neither_keeps_what_it_had(stack: Served) -> None:
+    broken = "by-hand.localhost {\n\tno_such_directive\n}\n"
+    stack.overwrite(broken)
+    stack.container().restart()
+    stack.write(sites=[{"names": ["bad.localhost"], "snippet": "respnd hello"}])
+    said = stack.run(*UP, fails=True)
+    assert "Caddy does not answer" in said
+    assert "unrecognized directive: respnd" in said
+    chunks, _ = stack.container().get_archive("/etc/caddy/Caddyfile")
+    assert broken in b"".join(chunks).decode()
+
+
 def test_a_stopped_caddy_is_started(stack: Served) -> None:
     stack.container().stop(timeout=5)
     stack.write(sites=[redirect("a.localhost", "https://one.example.com")])
