@@ -13,8 +13,8 @@ from components.delivery import Delivery, on_engine
 from components.host import Host
 from delivery import try_image
 
-# What the container is started from. A change of one of these is a trial.
-_TRIED = ("image", "command", "environment")
+# A change of one of these is a trial. The environment follows the memory limit, and is no reason for one.
+_TRIED = ("image", "command")
 
 
 class ImageTrial(pulumi.ComponentResource):
