@@ -226,11 +226,12 @@ def _bring_up(
             progress.step(f"Bringing up the stack {stack}"),
             opened.changes_noted(),
         ):
-            opened.up()
+            present = opened.up()
     except UpdateFailedError as error:
-        _go_back(opened, host, settings, former, progress, because=error)
+        changed = rollback.changed(former, opened.deployment())
+        _go_back(opened, host, settings, changed, progress, because=error)
         raise
-    _go_back(opened, host, settings, former, progress)
+    _go_back(opened, host, settings, rollback.changed(former, present), progress)
     outputs = opened.outputs()
     with host.engine(opened) as client:
         if client is None:
@@ -251,17 +252,16 @@ def _go_back(  # noqa: PLR0913 - what there was, what there is, and why
     opened: RelayStack,
     host: hosts.StackHost,
     settings: Settings,
-    former: Mapping[str, rollback.Image],
+    changed: Mapping[str, rollback.Image],
     progress: Progress,
     *,
     because: UpdateFailedError | None = None,
 ) -> None:
-    """Go back to the ``former`` images of containers that have new ones and do not run with them.
+    """Go back to the former images of containers that do not run with the new ones, which are ``changed``.
 
     Nothing is done where all run, or what failed is not for the image. Raises
     ``PrerequisiteError`` once it is back, ``UpdateFailedError`` if that fails.
     """
-    changed = rollback.changed(former, opened.deployment())
     if not changed:
         return
     with host.engine(opened) as client:

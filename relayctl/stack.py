@@ -313,10 +313,11 @@ class RelayStack:
         yield
         self._unfinished.unlink(missing_ok=True)
 
-    def up(self, only: Sequence[str] = (), settings_from: Path | None = None) -> None:
+    def up(self, only: Sequence[str] = (), settings_from: Path | None = None) -> Mapping[str, Any]:
         """Bring the stack up, or ``only`` the resources of these URNs and what they need; show what changes.
 
-        ``settings_from`` is read instead of the stack's own file. Raises ``UpdateFailedError`` if that fails.
+        ``settings_from`` is read instead of the stack's own file. Returns the state
+        afterwards, as `deployment` does. Raises ``UpdateFailedError`` if that fails.
         """
         self._changing(
             lambda output, event: self._stack.up(
@@ -330,7 +331,7 @@ class RelayStack:
             "see to what is said above, then run it again: what is done is kept, and it goes on from there",
         )
         # The copy is now of what runs, and would be gone on from without a change.
-        self.deployment()
+        return self.deployment()
 
     def preview(self, *, refresh: bool = False) -> list[automation.EngineEvent]:
         """Return the engine's events of a preview of `up`, which changes nothing.
