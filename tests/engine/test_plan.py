@@ -62,7 +62,7 @@ def test_without_an_edit_nothing_is_to_change(engine: Engine) -> None:
         # Docker takes limits off a container that runs.
         (
             {"caddy": {"memory": 0}},
-            ["update  Caddy's container: memory, memorySwap", "update  the trial of Caddy's image"],
+            ["update  Caddy's container: memory, memorySwap"],
             "Relay sessions: kept",
         ),
         (
