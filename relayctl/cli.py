@@ -4,56 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
-import signal
-import sys
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
 import click
 import docker
 import docker.errors
-from rich.console import Console
 
 import probe
 from delivery import DeliveryError, forget_content
 from images import built_image
 from probe.__main__ import findings_table
 from relayctl import (
+    command,
     failure,
     hetzner,
     hosts,
     local_stack,
     preflight,
-    pulumi_process,
     relay_check,
     rollback,
     upstreams,
 )
+from relayctl.command import make_command, where
 from relayctl.plan import Plan, Sessions
-from relayctl.prerequisites import (
-    cache,
-    image_contexts,
-    provider_plugins,
-    pulumi_cli,
-    registry,
-)
+from relayctl.prerequisites import image_contexts, registry
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
-from relayctl.stack import RelayStack, StackMissingError, UpdateFailedError, run_folder, state_copy
+from relayctl.stack import RelayStack, StackMissingError, UpdateFailedError, state_copy
 from settings import Settings, SettingsError, read_stack_file
-from settings.base import PROJECT_FOLDER
 from settings.reader import stack_file
 from ssh.connection import Connection
-
-# what shells tell of a program that Ctrl-C ended: 128 + SIGINT
-_INTERRUPTED = 130
 
 
 @click.group()
@@ -71,12 +57,12 @@ def up(stack: str, *, keep_sessions: bool) -> None:
     Engine, the images. A second run takes seconds. What it changes of a relay that
     is there, and whether sessions end by it, is told before.
     """
-    with _errors_for_people() as progress:
+    with command.errors_for_people() as progress:
         _write_local_stack(stack, progress)
         settings = read_stack_file(stack)
         host = hosts.of(settings, progress)
-        with _opened(stack, settings, host, progress) as opened:
-            settings = host.prepare(opened, _where(stack), going_up=True)
+        with command.opened(stack, settings, host, progress) as opened:
+            settings = host.prepare(opened, where(stack), going_up=True)
             running = _bring_up(opened, host, settings, progress, keep_sessions=keep_sessions)
         _check_and_tell(stack, settings, running, progress)
 
@@ -85,17 +71,17 @@ def up(stack: str, *, keep_sessions: bool) -> None:
 @click.argument("stack", default=local_stack.NAME)
 def preview(stack: str) -> None:
     """Tell what `up` would change of STACK, and whether relay sessions would end. Nothing is changed."""
-    with _errors_for_people() as progress:
+    with command.errors_for_people() as progress:
         if stack == local_stack.NAME and not stack_file(stack).exists():
-            progress.say(f"{_where(stack)} is not there yet: `{_make('up', stack)}` writes it.")
+            progress.say(f"{where(stack)} is not there yet: `{make_command('up', stack)}` writes it.")
             return
         settings = read_stack_file(stack)
         host = hosts.of(settings, progress)
         try:
-            with _opened(stack, settings, host, progress, make=False) as opened:
+            with command.opened(stack, settings, host, progress, make=False) as opened:
                 _tell_plan(opened, progress, refresh=not _is_as_known(opened, host))
         except StackMissingError:
-            progress.say(f"Pulumi knows of no stack {stack}: `{_make('up', stack)}` makes all of it.")
+            progress.say(f"Pulumi knows of no stack {stack}: `{make_command('up', stack)}` makes all of it.")
 
 
 @main.command()
@@ -107,18 +93,18 @@ def rebuild(stack: str, *, without_volumes: bool) -> None:
     Its addresses stay, and so do certificates and the relay's key, which are copied
     to this machine meanwhile. The relay is away for as long as a new server takes.
     """
-    with _errors_for_people() as progress:
+    with command.errors_for_people() as progress:
         settings = read_stack_file(stack)
         host = hosts.of(settings, progress)
         if not isinstance(host, hosts.Server) or settings.host.kind != "hetzner":
             raise PrerequisiteError(
-                f"{_where(stack)} has host.kind {settings.host.kind}: nothing there can be made anew",
-                f"see to the host yourself, then: {_make('up', stack)}",
+                f"{where(stack)} has host.kind {settings.host.kind}: nothing there can be made anew",
+                f"see to the host yourself, then: {make_command('up', stack)}",
             )
-        with _opened(stack, settings, host, progress, make=False) as opened:
-            settings = host.prepare(opened, _where(stack), going_up=True)
+        with command.opened(stack, settings, host, progress, make=False) as opened:
+            settings = host.prepare(opened, where(stack), going_up=True)
             _bring_images(stack, settings, host.goarch, None, progress)
-            hetzner.check_can_be_deleted(opened.deployment(), _where(stack))
+            hetzner.check_can_be_deleted(opened.deployment(), where(stack))
             with progress.step(f"Removing the server of {stack}"), opened.changes_noted():
                 host.remove(opened, copy_volumes=not without_volumes)
             running = _bring_up(opened, host, settings, progress)
@@ -130,9 +116,9 @@ def rebuild(stack: str, *, without_volumes: bool) -> None:
 @click.option("--volumes", is_flag=True, help="Remove certificates and keys too, and forget the stack.")
 def down(stack: str, *, volumes: bool) -> None:
     """Remove what `up` made of STACK. Volumes with certificates and keys stay unless asked for."""
-    with _errors_for_people() as progress:
+    with command.errors_for_people() as progress:
         if not stack_file(stack).exists() and not state_copy(stack).exists():
-            progress.say(f"{_where(stack)} is not there: nothing was ever brought up from here.")
+            progress.say(f"{where(stack)} is not there: nothing was ever brought up from here.")
             return
         try:
             settings = read_stack_file(stack)
@@ -144,14 +130,14 @@ def down(stack: str, *, volumes: bool) -> None:
             progress.warn(f"Taking down by the state alone, as the settings are no longer good: {error}")
             settings, host = None, hosts.ThisMachine(None, progress)
         try:
-            with _opened(stack, settings, host, progress, make=False) as opened:
-                settings = host.prepare(opened, _where(stack), going_up=False) if settings else None
+            with command.opened(stack, settings, host, progress, make=False) as opened:
+                settings = host.prepare(opened, where(stack), going_up=False) if settings else None
                 with host.engine(opened) as client:
                     known = _true_state(opened, client, progress)
                     if client is not None:
                         preflight.check_networks_are_free(known.networks, client)
                 if volumes:
-                    hetzner.check_can_be_deleted(opened.deployment(), _where(stack))
+                    hetzner.check_can_be_deleted(opened.deployment(), where(stack))
                 with progress.step(f"Taking down the stack {stack}"), opened.changes_noted():
                     opened.destroy(volumes=volumes)
                 _clear_up(opened, host, settings, progress, volumes=volumes)
@@ -161,14 +147,14 @@ def down(stack: str, *, volumes: bool) -> None:
         progress.say(f"The stack {stack} is down.")
         if volumes:
             progress.say(
-                f"Its volumes are gone too. {_where(stack)} is kept; delete it to start from nothing."
+                f"Its volumes are gone too. {where(stack)} is kept; delete it to start from nothing."
             )
         else:
             server = ", and so is the server that they are on, which costs what it did"
             progress.say(
                 "Volumes with certificates and keys are kept"
                 f"{server if settings and settings.host.kind == 'hetzner' else ''};"
-                f" `{_make('down', stack)} ARGS=--volumes` removes them."
+                f" `{make_command('down', stack)} ARGS=--volumes` removes them."
             )
 
 
@@ -176,12 +162,12 @@ def down(stack: str, *, volumes: bool) -> None:
 @click.argument("stack", default=local_stack.NAME)
 def setup(stack: str) -> None:
     """Bring what STACK needs on this machine, and change nothing that runs."""
-    with _errors_for_people() as progress:
+    with command.errors_for_people() as progress:
         _write_local_stack(stack, progress)
         settings = read_stack_file(stack)
         host = hosts.of(settings, progress)
-        with _opened(stack, settings, host, progress) as opened:
-            settings = host.prepare(opened, _where(stack), going_up=True)
+        with command.opened(stack, settings, host, progress) as opened:
+            settings = host.prepare(opened, where(stack), going_up=True)
             with host.engine(opened) as client:
                 _bring_images(stack, settings, host.goarch, client, progress)
 
@@ -287,8 +273,8 @@ def _go_back(  # noqa: PLR0913 - what there was, what there is, and why
     finally:
         former_settings.unlink(missing_ok=True)
     raise PrerequisiteError(
-        f"{reason.what}\nThe relay is back on {images}; {_where(opened.name)} still names the new image",
-        f"see why it does not run, or take the edit back; then: {_make('up', opened.name)}",
+        f"{reason.what}\nThe relay is back on {images}; {where(opened.name)} still names the new image",
+        f"see why it does not run, or take the edit back; then: {make_command('up', opened.name)}",
     ) from because
 
 
@@ -327,7 +313,7 @@ def _check_sessions_are_kept(stack: str, plan: Plan | None) -> None:
     would = "would" if plan is not None and plan.sessions is Sessions.END else "may"
     raise PrerequisiteError(
         "\n  ".join([f"relay sessions of {stack} {would} end; nothing was changed", *reasons]),
-        f"take the edit back; or run `{_make('up', stack)}` without --keep-sessions, when it suits",
+        f"take the edit back; or run `{make_command('up', stack)}` without --keep-sessions, when it suits",
     )
 
 
@@ -343,14 +329,14 @@ def _is_as_known(opened: RelayStack, host: hosts.StackHost) -> bool:
 def _check_and_tell(stack: str, settings: Settings, running: _Running, progress: Progress) -> None:
     """Check the relay as a client would; tell what next.
 
-    Raises ``PrerequisiteError`` if it is not as it should be.
+    Raises ``RelayNotRightError`` if it is not as it should be.
     """
     addresses = running.addresses
     findings = relay_check.check(settings, addresses, running.root, progress)
     title = f"{settings.domain}, as clients see it"
     statuses = {finding.status for finding in findings}
     if statuses == {probe.Status.SKIPPED}:
-        raise PrerequisiteError(
+        raise command.RelayNotRightError(
             "the relay runs, but this machine has no route to"
             f" {' or '.join(addresses)}, so it could not be checked",
             "see from another machine: python -m probe (docs/derp-map.md)",
@@ -359,11 +345,11 @@ def _check_and_tell(stack: str, settings: Settings, running: _Running, progress:
         progress.console.print(findings_table(title, findings))
         elsewhere = relay_check.records_that_lead_elsewhere(settings, addresses)
         if elsewhere is not None:
-            raise PrerequisiteError(
+            raise command.RelayNotRightError(
                 f"the relay runs, but it can have no certificate yet: {elsewhere}",
                 f"make A and AAAA records for {settings.domain}: {', '.join(addresses)}; then run it again",
             )
-        raise PrerequisiteError(
+        raise command.RelayNotRightError(
             "the relay runs, but not all is right (see the table)",
             f"{_docker(stack, settings, addresses)} logs {settings.caddy.container_name}, and the same"
             f" for {settings.derper.container_name}; then run it again",
@@ -373,47 +359,6 @@ def _check_and_tell(stack: str, settings: Settings, running: _Running, progress:
     if skipped:
         progress.say(f"({', '.join(sorted(skipped))}: not to be judged from this machine itself)")
     _tell_what_next(stack, settings, running, progress)
-
-
-@dataclass(frozen=True)
-class _Pulumi:
-    cli: pulumi_cli.PulumiCli
-    environment: dict[str, str]
-
-
-@contextlib.contextmanager
-def _errors_for_people() -> Iterator[Progress]:
-    """Yield the progress to report to; show errors without a trace, and exit with 1."""
-    progress = Progress(Console(highlight=False))
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    pulumi_process.bypass_proxy_on_loopback()
-    for number in pulumi_process.ASKED_TO_END:
-        signal.signal(number, end)
-    try:
-        yield progress
-    except KeyboardInterrupt:
-        progress.say("Interrupted. What is done is kept: the same command goes on from there.")
-        sys.exit(_INTERRUPTED)
-    except (PrerequisiteError, SettingsError) as error:
-        progress.console.print("[bold red]error:[/]", end=" ")
-        progress.say(str(error))
-        sys.exit(1)
-    except docker.errors.DockerException as error:
-        progress.console.print("[bold red]error:[/]", end=" ")
-        progress.say(f"Docker: {error}")
-        sys.exit(1)
-
-
-def _make(target: str, stack: str) -> str:
-    """Return the command that a user gives for ``stack``."""
-    return f"make {target}" if stack == local_stack.NAME else f"make {target} STACK={stack}"
-
-
-def _where(stack: str) -> str:
-    return f"stacks/{stack_file(stack).name}"
 
 
 def _docker(stack: str, settings: Settings, addresses: list[str]) -> str:
@@ -435,44 +380,6 @@ def _write_local_stack(stack: str, progress: Progress) -> None:
         local_stack.write_if_missing(hosts.ThisMachine(None, progress).found, progress)
 
 
-@contextlib.contextmanager
-def _pulumi(settings: Settings | None, progress: Progress) -> Iterator[_Pulumi]:
-    """Yield Pulumi with the providers that can be had: the official ones, else the stand-ins."""
-    cli = pulumi_cli.bring(progress)
-    names = ["docker", "hcloud"] if settings is not None and settings.host.kind == "hetzner" else ["docker"]
-    plugins = [provider_plugins.find(name, cli, progress) for name in names]
-    with provider_plugins.attached(plugins, progress) as attached:
-        yield _Pulumi(cli, attached)
-
-
-@contextlib.contextmanager
-def _only_run(stack: str, progress: Progress) -> Iterator[None]:
-    """Be the only run for ``stack``: wait for another one, and end what killed ones left running."""
-    with cache.locked(run_folder() / f".the stack {stack}.lock", progress):
-        pulumi_process.end_orphans(PROJECT_FOLDER, stack, progress)
-        pulumi_process.mark(PROJECT_FOLDER, stack)
-        yield
-
-
-@contextlib.contextmanager
-def _opened(
-    stack: str,
-    settings: Settings | None,
-    host: hosts.StackHost,
-    progress: Progress,
-    *,
-    make: bool = True,
-) -> Iterator[RelayStack]:
-    with _only_run(stack, progress), _pulumi(settings, progress) as pulumi:
-        environment = {**pulumi.environment, **host.environment}
-        # A context would take precedence over the provider's own host.
-        os.environ.pop("DOCKER_CONTEXT", None)
-        if stack == local_stack.NAME and "PULUMI_CONFIG_PASSPHRASE_FILE" not in os.environ:
-            # The local stack has no secrets; other stacks' passphrases are their owners'.
-            environment["PULUMI_CONFIG_PASSPHRASE"] = os.environ.get("PULUMI_CONFIG_PASSPHRASE", "")
-        yield RelayStack(stack, pulumi.cli, environment, progress, make=make)
-
-
 def _see_that_it_fits(
     opened: RelayStack, settings: Settings, client: docker.DockerClient | None, progress: Progress
 ) -> preflight.Known:
@@ -483,7 +390,7 @@ def _see_that_it_fits(
     known = _true_state(opened, client, progress)
     if client is None:
         return known
-    preflight.check(settings, known, client, _where(opened.name))
+    preflight.check(settings, known, client, where(opened.name))
     going = preflight.networks_that_would_go(opened.name, settings, known, client)
     preflight.check_networks_are_free(going, client)
     adopted = preflight.adopted_volumes(opened.name, settings, known, client)
@@ -491,7 +398,7 @@ def _see_that_it_fits(
         progress.warn(
             f"Volumes that are there already are used, with what is in them: {', '.join(adopted)}."
             " If they are not this stack's, stop now and set volumes.prefix in"
-            f" {_where(opened.name)}."
+            f" {where(opened.name)}."
         )
     return known
 
@@ -535,7 +442,7 @@ def _bring_images(
                 proxy = urllib.request.getproxies().get("https")
                 by = f", asked through the proxy {urlsplit(proxy).netloc.rpartition('@')[2]}" if proxy else ""
                 raise PrerequisiteError(
-                    f"{_where(stack)}: {key}.image: {container.image} is not on this machine, and"
+                    f"{where(stack)}: {key}.image: {container.image} is not on this machine, and"
                     f" {answer.host} does not answer ({answer.reason}{by})",
                     f"mend the network{' or the proxy settings' if proxy else ''}, or set {key}.image to"
                     " build; nothing was changed",
@@ -596,9 +503,9 @@ def _tell_what_next(stack: str, settings: Settings, running: _Running, progress:
     progress.say(json.dumps(policy, indent=2))
     progress.say(
         "What next:\n"
-        f"  edit {_where(stack)} and run `{_make('up', stack)}` again: more sites, other names"
+        f"  edit {where(stack)} and run `{make_command('up', stack)}` again: more sites, other names"
         " (docs/settings.md)"
     )
     if settings.host.kind == "local":
         progress.say('  a relay for your tailnet: README, "A real server"')
-    progress.say(f"  remove all this: {_make('down', stack)}")
+    progress.say(f"  remove all this: {make_command('down', stack)}")
