@@ -15,7 +15,12 @@ from probe.check import TIMEOUT, check_relay, wait_until_up
 from probe.finding import Finding, Status, is_up
 from probe.relay import HTTP_PORT, HTTPS_PORT, STUN_PORT, Relay
 
-_STYLES = {Status.OK: "green", Status.FAILED: "bold red", Status.SKIPPED: "yellow"}
+_STYLES = {
+    Status.OK: "green",
+    Status.WARNING: "bold yellow",
+    Status.FAILED: "bold red",
+    Status.SKIPPED: "yellow",
+}
 
 
 @click.command(name="python -m probe")
@@ -92,7 +97,7 @@ def findings_table(title: str, findings: list[Finding]) -> Table:
             seen.append(f"\n{finding.mend}", style="cyan")
         table.add_row(
             finding.check.value,
-            finding.address,
+            finding.address or "all",
             Text(finding.status.value, style=_STYLES[finding.status]),
             f"{finding.latency * 1000:.1f} ms" if finding.latency is not None else "",
             seen,

@@ -32,18 +32,32 @@ def check_relay(
     *,
     timeout: float = TIMEOUT,
     expected_addresses: Iterable[str] = (),
+    dns_servers: Iterable[str] = (),
+    all_ports: bool = False,
 ) -> list[Finding]:
     """Check a relay as a client would and return the findings by address and check.
 
     ``timeout`` is the limit for all together, in seconds. ``expected_addresses``
     are literal addresses, besides this machine's own, that STUN may rightly
-    return, such as that of a NAT before it.
+    return, such as that of a NAT before it. ``dns_servers`` are literal addresses
+    of DNS servers to ask instead of the system's, with a port where it is not 53
+    (``192.0.2.1:5353``, ``[2001:db8::1]:5353``). ``all_ports`` asks every TCP port
+    from 1 to 65535 instead of well-known ones.
 
     Nothing that a relay does raises: what is broken is a finding. Raises
-    ``ValueError`` for an expected address that is none and ``RuntimeError``
-    where an event loop runs already: await ``check_relay_async`` there.
+    ``ValueError`` for an expected address or DNS server that is none and
+    ``RuntimeError`` where an event loop runs already: await
+    ``check_relay_async`` there.
     """
-    return asyncio.run(check_relay_async(relay, timeout=timeout, expected_addresses=expected_addresses))
+    return asyncio.run(
+        check_relay_async(
+            relay,
+            timeout=timeout,
+            expected_addresses=expected_addresses,
+            dns_servers=dns_servers,
+            all_ports=all_ports,
+        )
+    )
 
 
 async def check_relay_async(
@@ -51,6 +65,8 @@ async def check_relay_async(
     *,
     timeout: float = TIMEOUT,  # noqa: ASYNC109 -- a limit for what is found until then, not a cancellation
     expected_addresses: Iterable[str] = (),
+    dns_servers: Iterable[str] = (),
+    all_ports: bool = False,
 ) -> list[Finding]:
     """Do what ``check_relay`` does, within a running event loop."""
     run = _Run(relay, timeout, [ipaddress.ip_address(text) for text in expected_addresses])
@@ -62,7 +78,8 @@ async def check_relay_async(
             await asyncio.wait(stun_tasks, timeout=min(_STUN_ALONE, timeout))
         for address in addresses:
             run.start(address, http, tasks)
-    position = {address: index for index, address in enumerate(relay.addresses)}
+    # What is about the whole relay, with no address, comes last.
+    position = {address: index for index, address in enumerate((*relay.addresses, ""))}
     return sorted(run.findings, key=lambda finding: (position[finding.address], _ORDER[finding.check]))
 
 
@@ -73,6 +90,8 @@ def wait_until_up(  # noqa: PLR0913 -- what check_relay takes, and how to wait
     each: float = TIMEOUT,
     pause: float = 1.0,
     expected_addresses: Iterable[str] = (),
+    dns_servers: Iterable[str] = (),
+    all_ports: bool = False,
     on_attempt: Callable[[int, list[Finding]], None] | None = None,
 ) -> list[Finding]:
     """Check a relay again and again until it is up; for right after a deployment.
@@ -85,7 +104,7 @@ def wait_until_up(  # noqa: PLR0913 -- what check_relay takes, and how to wait
     Returns the last attempt's findings, whether the relay came up (``is_up``) or
     not. Raises like ``check_relay``.
     """
-    expected = tuple(expected_addresses)
+    expected, servers = tuple(expected_addresses), tuple(dns_servers)
     attempts = tenacity.Retrying(
         retry=tenacity.retry_if_result(lambda findings: not is_up(findings)),
         stop=tenacity.stop_before_delay(timeout),
@@ -97,7 +116,9 @@ def wait_until_up(  # noqa: PLR0913 -- what check_relay takes, and how to wait
     def attempt() -> list[Finding]:
         nonlocal number
         number += 1
-        findings = check_relay(relay, timeout=each, expected_addresses=expected)
+        findings = check_relay(
+            relay, timeout=each, expected_addresses=expected, dns_servers=servers, all_ports=all_ports
+        )
         if on_attempt:
             on_attempt(number, findings)
         return findings
@@ -155,7 +176,7 @@ class _Run:
         """Check the certificate, and what is behind it only if clients would get that far."""
         relay, context = self.relay, self.context
         tls = await self.watch(Check.TLS, address, https.check_tls(relay, address, context))
-        if tls.status is not Status.OK:
+        if tls.status not in (Status.OK, Status.WARNING):
             for check in _BEHIND_TLS:
                 self.report(
                     skipped(check, address, "not asked: no trusted TLS connection", mend="Mend TLS first.")

@@ -1,4 +1,4 @@
-"""What a check found out about a relay: one finding for each check and address."""
+"""What a check found out about a relay: one finding for each check and address, or for the whole relay."""
 
 from __future__ import annotations
 
@@ -17,18 +17,28 @@ class Check(enum.StrEnum):
     PAGE = "page"
     LATENCY_CHECK = "latency-check"
     UPGRADE = "derp-upgrade"
+    RELAY = "relay"
     DEBUG_HTTPS = "debug-https"
     STUN = "stun"
     STUN_ADDRESS = "stun-address"
+    NETWORK = "network"
     CAPTIVE_PORTAL = "captive-portal"
     REDIRECT = "redirect"
     DEBUG_HTTP = "debug-http"
+    PORTS = "open-ports"
+    DNS = "dns"
+    SERVER_KEY = "server-key"
 
 
 class Status(enum.StrEnum):
-    """How a check ended. ``SKIPPED`` means it could not be judged; the finding says why."""
+    """How a check ended.
+
+    ``WARNING`` means that it works, but somebody must see to it soon;
+    ``SKIPPED`` that it could not be judged. The finding says why.
+    """
 
     OK = "ok"
+    WARNING = "warning"
     FAILED = "failed"
     SKIPPED = "skipped"
 
@@ -37,11 +47,12 @@ class Status(enum.StrEnum):
 class Finding:
     """The result of one check at one address.
 
-    ``address`` is the literal address that was asked. ``seen`` says what was
-    observed; ``meaning`` what that means for the relay's users and ``mend`` how
-    to mend it (both empty unless there is something to say). ``latency`` is in
-    seconds, ``None`` where nothing was measured. ``facts`` holds the same
-    observations for programs: strings, numbers and truth values by name.
+    ``address`` is the literal address that was asked, empty for a finding about
+    the whole relay. ``seen`` says what was observed; ``meaning`` what that means
+    for the relay's users and ``mend`` how to mend it (both empty unless there is
+    something to say). ``latency`` is in seconds, ``None`` where nothing was
+    measured. ``facts`` holds the same observations for programs: strings, numbers
+    and truth values by name.
     """
 
     check: Check
@@ -55,8 +66,8 @@ class Finding:
 
     @property
     def family(self) -> str:
-        """``IPv4`` or ``IPv6``."""
-        return f"IPv{ipaddress.ip_address(self.address).version}"
+        """``IPv4`` or ``IPv6``; empty for a finding about the whole relay."""
+        return f"IPv{ipaddress.ip_address(self.address).version}" if self.address else ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the finding with JSON types only."""
@@ -76,7 +87,7 @@ class Finding:
 def is_up(findings: Iterable[Finding]) -> bool:
     """Tell whether the relay works: nothing failed, and not everything was skipped."""
     statuses = {finding.status for finding in findings}
-    return Status.FAILED not in statuses and Status.OK in statuses
+    return Status.FAILED not in statuses and not statuses.isdisjoint({Status.OK, Status.WARNING})
 
 
 _UNUSABLE = (
@@ -97,6 +108,10 @@ _STUN = (
 )
 _INTERNALS = "Anybody can read the relay's internals and profile it."
 _DERPER = "See that derper runs and that the domain's site in the Caddyfile passes this path to it."
+_ASTRAY = (
+    "Clients whose DERP map has the relay's literal addresses still work; those without go where DNS says,"
+    " and so does who issues certificates: the next renewal fails."
+)
 
 CONSEQUENCES: Mapping[Check, tuple[str, str]] = {
     Check.ROUTE: (
@@ -110,6 +125,10 @@ CONSEQUENCES: Mapping[Check, tuple[str, str]] = {
         _DERPER,
     ),
     Check.UPGRADE: (_UNUSABLE, _DERPER),
+    Check.RELAY: (
+        _UNUSABLE,
+        "Look at derper's log, and see that Caddy passes the upgraded connection on as it is.",
+    ),
     Check.DEBUG_HTTPS: (
         _INTERNALS,
         "Refuse /debug* in the Caddyfile and keep the X-Forwarded-For header that Caddy sends to derper.",
@@ -119,6 +138,7 @@ CONSEQUENCES: Mapping[Check, tuple[str, str]] = {
         _STUN,
     ),
     Check.STUN_ADDRESS: ("", "Mend STUN first."),
+    Check.NETWORK: ("", "Look at the load of the relay's host and at its provider's network."),
     Check.CAPTIVE_PORTAL: (
         "Where the DERP map says CanPort80, clients take the answer for a captive portal.",
         _DOOR_80,
@@ -127,6 +147,18 @@ CONSEQUENCES: Mapping[Check, tuple[str, str]] = {
     Check.DEBUG_HTTP: (
         _INTERNALS,
         "Refuse /debug* in the port 80 sites of the Caddyfile; pass only /generate_204 to derper there.",
+    ),
+    Check.PORTS: (
+        "Whatever listens there can be attacked by everybody, and the relay's host with it.",
+        "Bind it to 127.0.0.1, or publish it from no container, or close the port in the firewall.",
+    ),
+    Check.DNS: (
+        _ASTRAY,
+        "Make A and AAAA records for the relay's name with the relay's addresses, and no others.",
+    ),
+    Check.SERVER_KEY: (
+        "Clients that reach different derpers under one name cannot reach each other through them.",
+        "Let the name and all its addresses lead to one derper.",
     ),
 }
 """For each check, what its failure means for users and how to mend it, where nothing more exact is known."""
@@ -142,6 +174,20 @@ def ok(
 ) -> Finding:
     """Return the finding of a passed check."""
     return Finding(check, address, Status.OK, seen, latency=latency, facts=facts or {})
+
+
+def warning(  # noqa: PLR0913 -- the fields of a finding
+    check: Check,
+    address: str,
+    seen: str,
+    *,
+    meaning: str,
+    mend: str,
+    latency: float | None = None,
+    facts: Mapping[str, str | float | bool] | None = None,
+) -> Finding:
+    """Return the finding of a check that passed, but will not for long or not for everybody."""
+    return Finding(check, address, Status.WARNING, seen, meaning, mend, latency, facts or {})
 
 
 def failed(  # noqa: PLR0913 -- the fields of a finding

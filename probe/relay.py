@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import ssl
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 HTTPS_PORT = 443
@@ -14,6 +14,7 @@ STUN_PORT = 3478
 """What a client uses where a DERP map names no port (tailscale ``tailcfg/derpmap.go``, ``DERPNode``)."""
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)", re.IGNORECASE)
+_KEY = re.compile(r"[0-9a-f]{64}", re.IGNORECASE)
 _HIGHEST_PORT = 65535
 _LONGEST_NAME = 253
 
@@ -23,9 +24,14 @@ class Relay:
     """Where a relay is to be found.
 
     ``addresses`` are literal IPv4 and IPv6 addresses, as a DERP map gives them;
-    DNS is not asked. ``http_port`` is ``None`` for a relay that does not serve
+    names are not looked up to find the relay. ``http_port`` is ``None`` for a relay that does not serve
     port 80. ``ca_roots`` are the certificates in PEM that the relay's chain must
     end in; with ``None`` it must end in one that this system trusts.
+
+    ``server_key`` is the public key, 64 hexadecimal digits, that the relay is
+    known to have; another one is a failure. ``other_ports`` are the TCP ports
+    besides its own that may be open at its addresses; with ``None`` the host has
+    other uses, and only what must never be open is a failure.
 
     Raises ``ValueError`` for values that no relay can have.
     """
@@ -36,6 +42,8 @@ class Relay:
     http_port: int | None = HTTP_PORT
     stun_port: int = STUN_PORT
     ca_roots: str | None = None
+    server_key: str | None = None
+    other_ports: Collection[int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no relay can have; bring addresses into their short form."""
@@ -53,9 +61,17 @@ class Relay:
             ("https_port", self.https_port),
             ("http_port", self.http_port),
             ("stun_port", self.stun_port),
+            *(("other_ports", port) for port in self.other_ports or ()),
         ):
             if port is not None and not 0 < port <= _HIGHEST_PORT:
                 raise ValueError(f"{name} {port} is not a port; give a number from 1 to {_HIGHEST_PORT}")
+        if self.server_key is not None:
+            if not _KEY.fullmatch(self.server_key):
+                raise ValueError(
+                    f"server_key {self.server_key!r} is not a derper's public key; give its 64 hexadecimal"
+                    " digits"
+                )
+            object.__setattr__(self, "server_key", self.server_key.lower())
         self.tls_context()
 
     def tls_context(self) -> ssl.SSLContext:
