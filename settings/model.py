@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import json
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
@@ -39,6 +40,8 @@ _IMAGE = re.compile(
 # comment, a quotation or a heredoc, or is a placeholder (caddyserver.com/docs/caddyfile/concepts).
 _MAIL_ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]*@([A-Za-z0-9-]+\.)+[A-Za-z0-9-]+")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.+@=-]+")
+# What Hetzner and Kubernetes take as a label's value, so that stacks' labels can be the same.
+_LABEL = re.compile(r"[a-z0-9A-Z]([a-z0-9A-Z._-]{0,61}[a-z0-9A-Z])?")
 # RFC 6761 and 6762, RFC 8375 and ICANN's resolution on .internal: names that no public authority signs.
 PRIVATE_SUFFIXES = (".localhost", ".local", ".test", ".invalid", ".internal", ".home.arpa")
 
@@ -497,3 +500,24 @@ class Settings(Group):
     @classmethod
     def _domain(cls, value: str) -> str:
         return host_name(value)
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _words_are_text(cls, value: Any) -> Any:
+        """Take what YAML has as a truth value or a number for the text that was written."""
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: json.dumps(text) if isinstance(text, bool | int) else text for key, text in value.items()
+        }
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, value: dict[str, str]) -> dict[str, str]:
+        for key, text in value.items():
+            if not _LABEL.fullmatch(key) or not _LABEL.fullmatch(text):
+                reject(
+                    f"has the label {key}: {text}, which cannot be chosen by",
+                    "Use up to 63 letters, digits, '.', '_' and '-', the first and last a letter or digit.",
+                )
+        return value
+

@@ -53,6 +53,7 @@ def problems_of(error: ValidationError, model: type[BaseModel], prefix: str) -> 
 _WHAT = {
     "missing": "is missing",
     "model_type": "{value} is not a group of settings",
+    "dict_type": "{value} is not a group of settings",
     "list_type": "{value} is not a list",
     "int_type": "{value} is not a whole number",
     "int_parsing": "{value} is not a whole number",

@@ -39,6 +39,9 @@ def one_site(**site: Any) -> list[dict[str, Any]]:
 
 # path, bad value, key in the message (None: the path itself), what is wrong, how to mend it
 BAD: list[tuple[str, Any, str | None, str, str]] = [
+    ("labels", ["eu"], None, "['eu'] is not a group of settings", "Give labels that `relayctl fleet` chooses stacks by, such as {continent: europe}."),
+    ("labels", {"a b": "c"}, None, "has the label a b: c, which cannot be chosen by", "Use up to 63 letters, digits, '.', '_' and '-', the first and last a letter or digit."),
+    ("labels", {"continent": ["eu"]}, "labels.continent", "['eu'] is not text", "Give labels that `relayctl fleet` chooses stacks by, such as {continent: europe}."),
     ("domain", "", None, "is missing", "Give a host name such as derp.example.com: the relay's own, with DNS records for the host."),
     ("domain", "https://derp.example.com/", None, "'https://derp.example.com/' is a URL", "Give the host name alone: derp.example.com."),
     ("domain", "*.example.com", None, "'*.example.com' is a wildcard", "Give each name by itself; a wildcard certificate needs a DNS challenge."),
@@ -346,6 +349,11 @@ def test_a_stack_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: 
     with pytest.raises(SettingsError) as caught:
         read_stack_file("x")
     assert caught.value.problems[0].what == "cannot be read: Is a directory"
+
+
+def test_labels_are_text_however_yaml_has_them() -> None:
+    labels = settings_from(with_value("labels", {"canary": True, "tier": 1, "of": "eu"}), WHERE).labels
+    assert labels == {"canary": "true", "tier": "1", "of": "eu"}
 
 
 def test_keys_of_other_programs_are_left_to_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
