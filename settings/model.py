@@ -472,6 +472,13 @@ class Settings(Group):
         SiteSecrets,
         Field(default_factory=dict, description="Give texts by names, which sites use as {secret.NAME}."),
     ]
+    labels: Annotated[
+        dict[str, str],
+        Field(
+            default_factory=dict,
+            description="Give labels that `relayctl fleet` chooses stacks by, such as {continent: europe}.",
+        ),
+    ]
 
     ssh_host_key: Annotated[
         SecretStr | None,
