@@ -26,7 +26,10 @@ class Relay:
     ``addresses`` are literal IPv4 and IPv6 addresses, as a DERP map gives them;
     names are not looked up to find the relay. ``http_port`` is ``None`` for a relay that does not serve
     port 80. ``ca_roots`` are the certificates in PEM that the relay's chain must
-    end in; with ``None`` it must end in one that this system trusts.
+    end in; with ``None`` it must end in one that this system trusts. ``verified``
+    is false for a relay whose certificate clients are told not to verify.
+    ``serves_derp`` is false for what has STUN alone, ``serves_stun`` for a relay
+    without STUN.
 
     ``server_key`` is the public key, 64 hexadecimal digits, that the relay is
     known to have; another one is a failure. ``other_ports`` are the TCP ports
@@ -44,6 +47,9 @@ class Relay:
     ca_roots: str | None = None
     server_key: str | None = None
     other_ports: Collection[int] | None = None
+    verified: bool = True
+    serves_derp: bool = True
+    serves_stun: bool = True
 
     def __post_init__(self) -> None:
         """Refuse values that no relay can have; bring addresses into their short form."""
@@ -75,10 +81,15 @@ class Relay:
         self.tls_context()
 
     def tls_context(self) -> ssl.SSLContext:
-        """Return settings that verify chain and name.
+        """Return settings that verify chain and name, unless they are not to be ``verified``.
 
         Raises ``ValueError`` if ``ca_roots`` holds no certificate.
         """
+        if not self.verified:
+            context = ssl.create_default_context()
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            return context
         if self.ca_roots is None:
             return ssl.create_default_context()
         try:
@@ -86,9 +97,9 @@ class Relay:
         except ssl.SSLError as error:
             raise ValueError(f"ca_roots holds no certificate in PEM: {error}") from error
 
-    def host_header(self, port: int, default: int) -> str:
+    def host_header(self, port: int | None, default: int) -> str:
         """Return what a browser would send as ``Host`` for the relay's domain."""
-        return self.domain if port == default else f"{self.domain}:{port}"
+        return self.domain if port in (None, default) else f"{self.domain}:{port}"
 
 
 def _literal(text: str) -> str:
