@@ -32,6 +32,9 @@ Name = Literal[
     "deliver",
     "sessions",
     "http3",
+    "headscale",
+    "tailscale",
+    "tailscaled",
 ]
 
 # an unhurried machine: Pulumi's CLI takes four minutes on two cores, with downloads on a slow line on top
@@ -104,6 +107,19 @@ PROGRAMS: dict[Name, GoProgram] = {
     # for tests and measurements
     "sessions": GoProgram("bench/sessions", "."),
     "http3": GoProgram("bench/http3", "."),
+    "headscale": GoProgram(
+        "tools/headscale",
+        "github.com/juanfont/headscale/cmd/headscale",
+        "github.com/juanfont/headscale",
+        # https://github.com/juanfont/headscale/blob/v0.26.0/hscontrol/types/version.go: else it is "dev"
+        {"github.com/juanfont/headscale/hscontrol/types.Version": "v{}"},
+    ),
+    "tailscale": GoProgram(
+        "tools/tailscale", "tailscale.com/cmd/tailscale", "tailscale.com", _TAILSCALE_STAMPS
+    ),
+    "tailscaled": GoProgram(
+        "tools/tailscale", "tailscale.com/cmd/tailscaled", "tailscale.com", _TAILSCALE_STAMPS
+    ),
 }
 
 
