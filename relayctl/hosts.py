@@ -42,6 +42,9 @@ class StackHost(Protocol):
     def prepare(self, opened: RelayStack, where: str, *, going_up: bool) -> Settings:
         """Make what the host needs before an update, and return the settings with their secrets."""
 
+    def look(self, opened: RelayStack, where: str) -> Settings:
+        """Return the settings with their secrets; unlike `prepare` make and change nothing."""
+
     def put_back(self, opened: RelayStack) -> None:
         """Put back what a rebuild took to this machine, before the update."""
 
@@ -86,6 +89,10 @@ class ThisMachine:
         """Return the settings: they have no secrets."""
         assert self._settings is not None  # noqa: S101 - only what is taken down has none
         return self._settings
+
+    def look(self, opened: RelayStack, where: str) -> Settings:
+        """Return the settings: they have no secrets."""
+        return self.prepare(opened, where, going_up=False)
 
     def put_back(self, opened: RelayStack) -> None:
         """Put nothing back: this machine is not rebuilt."""
@@ -167,6 +174,21 @@ class Server:
                 opened.forget(taken_over)
                 deployment = opened.deployment()
             hetzner.check(api, opened.name, self._settings, deployment, where)
+        return self._settings
+
+    def look(self, opened: RelayStack, where: str) -> Settings:
+        """Return the settings with their secrets, and change nothing.
+
+        Raises ``PrerequisiteError`` where the keys for reaching the server are missing.
+        """
+        config = opened.config_values()
+        missing = [key for key in self._keys() if not config.get(f"{PROJECT}:{key}")]
+        if missing:
+            raise PrerequisiteError(
+                f"{where} has no {' and '.join(missing)}, by which the server is reached",
+                "bring the lines back from the file's history (git log -p) or a copy of it",
+            )
+        self._settings = opened.settings(where)
         return self._settings
 
     def _keys(self) -> list[str]:

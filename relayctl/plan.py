@@ -110,6 +110,20 @@ class Change:
         return self.operation, self.type, self.properties
 
     def sentence(self) -> str:
+    def as_json(self) -> dict[str, Any]:
+        """Return the change as JSON has it, for `from_json`."""
+        return {
+            "operation": self.operation,
+            "name": self.name,
+            "properties": list(self.properties),
+            "type": self.type,
+        }
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Change:
+        """Return the change that `as_json` was of."""
+        return cls(told["operation"], told["name"], tuple(told["properties"]), told["type"])
+
         """Return the change in words, without a full stop."""
         told = f" ({', '.join(self.properties)})" if self.properties else ""
         return f"{self.name} is {_DONE[self.operation]}{told}"
@@ -162,6 +176,27 @@ class Plan:
         )
 
     def told(self) -> Text:
+    def as_json(self) -> dict[str, Any]:
+        """Return the plan as JSON has it, for `from_json`."""
+        return {
+            "changes": [change.as_json() for change in self.changes],
+            "sessions": self.sessions.value,
+            "reasons": list(self.reasons),
+            "serverIsAway": self.server_is_away,
+            "lasting": self.lasting,
+        }
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Plan:
+        """Return the plan that `as_json` was of."""
+        return cls(
+            tuple(map(Change.from_json, told["changes"])),
+            Sessions(told["sessions"]),
+            tuple(told["reasons"]),
+            told["serverIsAway"],
+            told["lasting"],
+        )
+
         """Return the plan for people: a line for each change, or for many alike, and one for the sessions."""
         if not self.changes:
             return Text("Nothing to change.")
@@ -192,6 +227,21 @@ class Plan:
 
 
 @dataclass
+def differences(events: Iterable[EngineEvent]) -> tuple[Change, ...]:
+    """Return what a refresh found that the state says otherwise: ``delete`` is gone, ``update`` differs.
+
+    A refresh tells what it found at the end of each resource alone.
+    """
+    found = []
+    for event in events:
+        step = event.res_outputs_event and event.res_outputs_event.metadata
+        if step and step.op in (OpType.UPDATE, OpType.DELETE):
+            change = _Resource(step.type, step.urn.rpartition("::")[2], [step]).change()
+            if change is not None:
+                found.append(change)
+    return tuple(sorted(found, key=lambda change: (_ORDER.index(change.operation), change.name)))
+
+
 class _Resource:
     """A resource by its steps: a replacement has two or three, any other change one."""
 

@@ -68,7 +68,7 @@ class PulumiProcess(automation.PulumiCommand):
         ``KeyboardInterrupt`` if it was asked to end meanwhile, once it has.
         """
         process = subprocess.Popen(
-            [*_ending_with_parent(), self.command, "--non-interactive", *args],
+            [*ending_with_parent(), self.command, "--non-interactive", *args],
             cwd=cwd,
             env={**os.environ, **additional_env, "PULUMI_AUTOMATION_API": "true"},
             stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
@@ -86,7 +86,7 @@ class PulumiProcess(automation.PulumiCommand):
             process.stdin.write(given)
             process.stdin.close()
         output, errors = _Reader(process.stdout, on_output), _Reader(process.stderr, on_error)
-        with _interrupts() as interrupts:
+        with interrupts_noted() as interrupts:
             self._wait(process, interrupts)
         result = automation.CommandResult(stdout=output.text(), stderr=errors.text(), code=process.returncode)
         if interrupts:
@@ -134,14 +134,15 @@ class _Reader:
         return "\n".join(self._lines)
 
 
-def _ending_with_parent() -> list[str]:
+def ending_with_parent() -> list[str]:
+    """Return what, before a command, has it asked to end when the thread that started it does."""
     # setpriv is of util-linux, which Debian and Ubuntu always have
     setpriv = shutil.which("setpriv")
     return [] if setpriv is None else [setpriv, "--pdeathsig", "TERM", "--"]
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[list[float]]:
+def interrupts_noted() -> Iterator[list[float]]:
     """Yield the times at which this process was asked to end, instead of ending it."""
     asked: list[float] = []
 

@@ -339,6 +339,32 @@ class RelayStack:
         With ``refresh`` it is of what there is, instead of what the state says.
         Raises ``UpdateFailedError`` if that fails, as `up` would or for a reason of its own.
         """
+        return self._looking(
+            lambda note: self._stack.preview(on_event=note, color="never", refresh=refresh or None),
+            "see to what is said above, then run it again: nothing was changed",
+        )
+
+    def refresh(self, *, dry_run: bool = False) -> list[automation.EngineEvent]:
+        """Have the state say what there is, or with ``dry_run`` only find it out; return the engine's events.
+
+        Raises ``UpdateFailedError`` if that fails, such as for a host that does not answer.
+        """
+        if dry_run:
+            return self._looking(
+                lambda note: self._stack.preview_refresh(on_event=note, color="never"),
+                "see to what is said above, then run it again: nothing was changed",
+            )
+        events = self._looking(
+            lambda note: self._stack.refresh(on_event=note, clear_pending_creates=True, color="never"),
+            "see to what is said above, then run it again: what was found is kept",
+        )
+        self.deployment()
+        return events
+
+    def _looking(
+        self, action: Callable[[Callable[[automation.EngineEvent], None]], object], mend: str
+    ) -> list[automation.EngineEvent]:
+        """Do ``action``, which is handed what notes the engine's events, and return these."""
         events: list[automation.EngineEvent] = []
 
         def look(event: Callable[[automation.EngineEvent], None]) -> None:
@@ -348,12 +374,9 @@ class RelayStack:
                 events.append(each)
                 event(each)
 
-            self._stack.preview(on_event=note, color="never", refresh=refresh or None)
+            action(note)
 
-        self._changing(
-            lambda _, event: look(event),
-            "see to what is said above, then run it again: nothing was changed",
-        )
+        self._changing(lambda _, event: look(event), mend)
         return events
 
     def outputs(self) -> dict[str, Any]:

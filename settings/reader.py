@@ -33,6 +33,11 @@ _STACK_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
+def stack_names() -> list[str]:
+    """Return the stacks that have a file here, sorted."""
+    return sorted(path.stem.removeprefix("Pulumi.") for path in STACK_FOLDER.glob("Pulumi.*.yaml"))
+
+
     """YAML without keys that are given twice: PyYAML takes the last one, Pulumi refuses the file."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - as inherited
@@ -143,7 +148,7 @@ def _config_of(stack: str) -> Mapping[Any, Any]:
     try:
         content = yaml.load(path.read_text(), _UniqueKeyLoader) or {}  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
-        there = ", ".join(sorted(p.stem.removeprefix("Pulumi.") for p in STACK_FOLDER.glob("Pulumi.*.yaml")))
+        there = ", ".join(stack_names())
         problem = Problem(
             where, "is not there", f"Make it, or name one of the stacks that are: {there or 'none'}."
         )
