@@ -109,7 +109,6 @@ class Change:
         """Return all but whose it is."""
         return self.operation, self.type, self.properties
 
-    def sentence(self) -> str:
     def as_json(self) -> dict[str, Any]:
         """Return the change as JSON has it, for `from_json`."""
         return {
@@ -124,6 +123,7 @@ class Change:
         """Return the change that `as_json` was of."""
         return cls(told["operation"], told["name"], tuple(told["properties"]), told["type"])
 
+    def sentence(self) -> str:
         """Return the change in words, without a full stop."""
         told = f" ({', '.join(self.properties)})" if self.properties else ""
         return f"{self.name} is {_DONE[self.operation]}{told}"
@@ -175,7 +175,6 @@ class Plan:
             reloads[0].given("old", _DELAY) if reloads and sessions is Sessions.KEPT else None,
         )
 
-    def told(self) -> Text:
     def as_json(self) -> dict[str, Any]:
         """Return the plan as JSON has it, for `from_json`."""
         return {
@@ -197,6 +196,7 @@ class Plan:
             told["lasting"],
         )
 
+    def told(self) -> Text:
         """Return the plan for people: a line for each change, or for many alike, and one for the sessions."""
         if not self.changes:
             return Text("Nothing to change.")
@@ -226,7 +226,6 @@ class Plan:
                 return f"Relay sessions: kept{lasting}"
 
 
-@dataclass
 def differences(events: Iterable[EngineEvent]) -> tuple[Change, ...]:
     """Return what a refresh found that the state says otherwise: ``delete`` is gone, ``update`` differs.
 
@@ -242,6 +241,7 @@ def differences(events: Iterable[EngineEvent]) -> tuple[Change, ...]:
     return tuple(sorted(found, key=lambda change: (_ORDER.index(change.operation), change.name)))
 
 
+@dataclass
 class _Resource:
     """A resource by its steps: a replacement has two or three, any other change one."""
 

@@ -28,16 +28,16 @@ def stack_file(stack: str) -> Path:
     return STACK_FOLDER / f"Pulumi.{stack}.yaml"
 
 
-# https://github.com/pulumi/pulumi/blob/v3.250.0/sdk/go/common/tokens/stack_name.go
-_STACK_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
 def stack_names() -> list[str]:
     """Return the stacks that have a file here, sorted."""
     return sorted(path.stem.removeprefix("Pulumi.") for path in STACK_FOLDER.glob("Pulumi.*.yaml"))
 
 
+# https://github.com/pulumi/pulumi/blob/v3.250.0/sdk/go/common/tokens/stack_name.go
+_STACK_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML without keys that are given twice: PyYAML takes the last one, Pulumi refuses the file."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - as inherited
