@@ -36,6 +36,7 @@ from relayctl.plan import Plan, Sessions
 from relayctl.prerequisites import image_contexts, registry
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
+from relayctl.probe_command import probe_command
 from relayctl.stack import RelayStack, StackMissingError, UpdateFailedError, state_copy
 from settings import Settings, SettingsError, read_stack_file
 from settings.reader import stack_file
@@ -45,6 +46,9 @@ from ssh.connection import Connection
 @click.group()
 def main() -> None:
     """Run your own Tailscale DERP relays behind Caddy."""
+
+
+main.add_command(probe_command)
 
 
 @main.command()
@@ -354,11 +358,25 @@ def _check_and_tell(stack: str, settings: Settings, running: _Running, progress:
             f"{_docker(stack, settings, addresses)} logs {settings.caddy.container_name}, and the same"
             f" for {settings.derper.container_name}; then run it again",
         )
+    _note_key(stack, findings, progress)
     progress.console.print(relay_check.summary(findings, title))
+    warnings = [finding for finding in findings if finding.status is probe.Status.WARNING]
+    if warnings:
+        progress.console.print(findings_table(f"{settings.domain}: what to see to soon", warnings))
     skipped = {finding.check.value for finding in findings if finding.status is probe.Status.SKIPPED}
     if skipped:
-        progress.say(f"({', '.join(sorted(skipped))}: not to be judged from this machine itself)")
+        progress.say(f"({', '.join(sorted(skipped))}: not to be judged from this machine)")
     _tell_what_next(stack, settings, running, progress)
+
+
+def _note_key(stack: str, findings: list[probe.Finding], progress: Progress) -> None:
+    """Note the relay's key for later probes; tell if it is another one than before."""
+    known, key = relay_check.noted_key(stack), relay_check.note_key(stack, findings)
+    if known is not None and key is not None and key != known:
+        progress.warn(
+            f"The relay has another key than at the last `{make_command('up', stack)}`, as after a new volume"
+            " derp_data. Clients learn it by themselves; if nobody made it anew, see who did."
+        )
 
 
 def _docker(stack: str, settings: Settings, addresses: list[str]) -> str:

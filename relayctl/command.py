@@ -27,7 +27,7 @@ FAILED = 1
 RELAY_NOT_RIGHT = 4
 """Exit code of ``up`` and ``rebuild`` where the update is done, and the relay fails its check."""
 # what shells tell of a program that Ctrl-C ended: 128 + SIGINT
-_INTERRUPTED = 130
+INTERRUPTED = 130
 
 
 class RelayNotRightError(PrerequisiteError):
@@ -41,12 +41,13 @@ class _Pulumi:
 
 
 @contextlib.contextmanager
-def errors_for_people(code: int = FAILED) -> Iterator[Progress]:
+def errors_for_people(code: int = FAILED, console: Console | None = None) -> Iterator[Progress]:
     """Yield the progress to report to; show errors without a trace, and exit with ``code``.
 
+    Both go to ``console``, by default standard output.
     A ``RelayNotRightError`` exits with `RELAY_NOT_RIGHT`.
     """
-    progress = Progress(Console(highlight=False))
+    progress = Progress(console)
 
     def end(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -58,7 +59,7 @@ def errors_for_people(code: int = FAILED) -> Iterator[Progress]:
         yield progress
     except KeyboardInterrupt:
         progress.say("Interrupted. What is done is kept: the same command goes on from there.")
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
     except (PrerequisiteError, SettingsError) as error:
         progress.console.print("[bold red]error:[/]", end=" ")
         progress.say(str(error))

@@ -16,19 +16,26 @@ import probe
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
 from relayctl.stack import state_copy
-from settings import Settings
+from relayctl.whole_file import write_whole
+from settings import HetznerHost, Settings
 
 # Where Caddy keeps its own authority's root (caddyserver.com/docs/conventions#data-directory).
 _ROOT_CERTIFICATE = "/data/caddy/pki/authorities/local/root.crt"
 # Seconds for a certificate to be issued and everything to answer; ACME takes some ten of them.
 _PATIENCE = 60.0
+_SSH_PORT = 22
+
+
+def root_certificate(stack: str) -> Path:
+    """Return the path of the copy of the root of Caddy's own authority, beside that of the stack's state."""
+    return state_copy(stack).with_suffix(".pem")
 
 
 def save_root_certificate(settings: Settings, stack: str, client: docker.DockerClient) -> Path | None:
     """Copy the root of Caddy's own authority out of its container; ``None`` for other certificates.
 
-    The file stands beside the copy of the stack's state. Raises
-    ``PrerequisiteError`` if the container or the certificate is not there.
+    The file is `root_certificate`. Raises ``PrerequisiteError`` if the container
+    or the certificate is not there.
     """
     if settings.certificate.source != "internal":
         return None
@@ -43,9 +50,66 @@ def save_root_certificate(settings: Settings, stack: str, client: docker.DockerC
         member = archive.extractfile(archive.getmembers()[0])
         assert member is not None  # noqa: S101 - the path names a file
         content = member.read()
-    path = state_copy(stack).with_suffix(".pem")
-    path.write_bytes(content)
+    path = root_certificate(stack)
+    write_whole(path, content.decode())
     return path
+
+
+def noted_key(stack: str) -> str | None:
+    """Return the server key, in hexadecimal, that the relay of ``stack`` is known to have; else ``None``."""
+    try:
+        return _key_file(stack).read_text().strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def note_key(stack: str, findings: Sequence[probe.Finding]) -> str | None:
+    """Note the one server key that all connections saw, and return it; ``None`` if there is no such one."""
+    key = seen_key(findings)
+    if key is not None:
+        write_whole(_key_file(stack), f"{key}\n")
+    return key
+
+
+def seen_key(findings: Sequence[probe.Finding]) -> str | None:
+    """Return the one server key that all connections saw; ``None`` if none or several were seen."""
+    keys = {f.facts["server_key"] for f in findings if "server_key" in f.facts}
+    return str(keys.pop()) if len(keys) == 1 else None
+
+
+def _key_file(stack: str) -> Path:
+    return state_copy(stack).with_suffix(".server-key")
+
+
+def relay_of(settings: Settings, addresses: Sequence[str], root: str | None, key: str | None) -> probe.Relay:
+    """Return the relay of ``settings`` as the probe asks it.
+
+    ``root`` is what its certificates are verified with, in PEM, by default what
+    this system trusts; ``key`` is the server key that it is known to have.
+    """
+    caddy = settings.caddy
+    return probe.Relay(
+        domain=settings.domain,
+        addresses=addresses,
+        https_port=caddy.https_port,
+        http_port=caddy.http_port if caddy.answer_by_address else None,
+        stun_port=settings.derper.stun_port,
+        ca_roots=root,
+        server_key=key,
+        other_ports=_other_ports(settings),
+    )
+
+
+def _other_ports(settings: Settings) -> set[int] | None:
+    """Return the TCP ports that a server's firewall opens beside the relay's; ``None`` for hosts of yours."""
+    if not isinstance(settings.host, HetznerHost):
+        return None
+    ports = {_SSH_PORT, settings.caddy.http_port}
+    for rule in settings.host.firewall_rules:
+        if rule.protocol == "tcp" and rule.port is not None:
+            first, _, last = rule.port.partition("-")
+            ports |= set(range(int(first), int(last or first) + 1))
+    return ports
 
 
 def loopback_addresses(settings: Settings) -> list[str]:
@@ -85,14 +149,8 @@ def check(
 
     All is skipped where this machine has no route to the relay's addresses.
     """
-    relay = probe.Relay(
-        domain=settings.domain,
-        addresses=addresses,
-        https_port=settings.caddy.https_port,
-        http_port=settings.caddy.http_port if settings.caddy.answer_by_address else None,
-        stun_port=settings.derper.stun_port,
-        ca_roots=None if root is None else root.read_text(),
-    )
+    # Whichever key it has is its own now: it is noted after this.
+    relay = relay_of(settings, addresses, None if root is None else root.read_text(), None)
     with progress.step("Checking the relay as a client would") as step:
 
         def attempted(number: int, findings: list[probe.Finding]) -> None:
@@ -114,12 +172,12 @@ def _told(bad: list[str]) -> str:
 
 
 def summary(findings: list[probe.Finding], title: str) -> Table:
-    """Return a line a check and a column an address, for a relay that is up."""
+    """Return a line a check and a column an address, or one for the whole relay, for a relay that is up."""
     table = Table(title=title, title_justify="left")
     table.add_column("check")
     columns = list(dict.fromkeys(finding.address for finding in findings))
     for address in columns:
-        table.add_column(address)
+        table.add_column(address or "all")
     for check_ in dict.fromkeys(finding.check for finding in findings):
         by_address = {finding.address: finding for finding in findings if finding.check is check_}
         table.add_row(check_.value, *(_cell(by_address.get(address)) for address in columns))

@@ -1,0 +1,126 @@
+"""Asks many relays at once, within a limit of relays and one of time."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+
+import probe
+from probe.finding import failed
+from probe.relay import HTTP_PORT
+from relayctl.derp_map_file import MapNode
+
+Ask = Callable[[], Awaitable[list[probe.Finding]]]
+AskRelay = Callable[[probe.Relay], Awaitable[list[probe.Finding]]]
+
+PARALLEL = 4
+"""Relays that are asked at once. Their TLS handshakes and packets would disturb each other's latency if more
+were, on the two cores that most machines have that run such checks."""
+TIMEOUT = 20.0
+"""Seconds for one relay: twice what a client has for connecting, since all of a relay's doors are asked."""
+TIME_LIMIT = 120.0
+"""Seconds for all relays."""
+
+
+def ask_all(
+    asked: Sequence[Ask], *, parallel: int, time_limit: float, on_answer: Callable[[int], None]
+) -> list[list[probe.Finding]]:
+    """Return what each of ``asked`` finds, in their order.
+
+    Not more than ``parallel`` run at once. What is not done when ``time_limit``
+    seconds have passed is ended, and has one finding that says so. ``on_answer``
+    is called with the index of each that is done. Raises what one of them raises.
+    """
+    return asyncio.run(_ask_all(asked, parallel, time_limit, on_answer))
+
+
+async def _ask_all(
+    asked: Sequence[Ask], parallel: int, time_limit: float, on_answer: Callable[[int], None]
+) -> list[list[probe.Finding]]:
+    turns = asyncio.Semaphore(parallel)
+    begun: set[int] = set()
+
+    async def ask(index: int) -> list[probe.Finding]:
+        async with turns:
+            begun.add(index)
+            findings = await asked[index]()
+        on_answer(index)
+        return findings
+
+    tasks = [asyncio.create_task(ask(index)) for index in range(len(asked))]
+    if not tasks:
+        return []
+    _, late = await asyncio.wait(tasks, timeout=time_limit)
+    for task in late:
+        task.cancel()
+    if late:
+        await asyncio.wait(late)
+    return [
+        [_not_done(time_limit, begun=index in begun)] if task in late else task.result()
+        for index, task in enumerate(tasks)
+    ]
+
+
+def _not_done(time_limit: float, *, begun: bool) -> probe.Finding:
+    return probe.Finding(
+        probe.Check.ROUTE,
+        "",
+        probe.Status.SKIPPED,
+        f"not asked{' to the end' if begun else ''} when the time limit of {time_limit:g} s was over",
+        meaning="Nothing is known about the relay.",
+        mend="Give more time (--time-limit), ask more relays at once (--parallel), or fewer of them.",
+    )
+
+
+async def ask_node(
+    node: MapNode,
+    ask: AskRelay,
+    *,
+    root: str | None,
+    key: str | None,
+) -> list[probe.Finding]:
+    """Return what ``ask`` finds of a DERP map's node, at the addresses that clients would use.
+
+    Where the map gives no literal address of a family, that is what this system
+    says of the name. Raises ``ValueError`` for what no relay can have.
+    """
+    addresses = [
+        address
+        for literal, family in ((node.ipv4, socket.AF_INET), (node.ipv6, socket.AF_INET6))
+        if literal is not None
+        for address in ([literal] if literal else await _looked_up(node.domain, family))
+    ]
+    if not addresses:
+        return [
+            failed(
+                probe.Check.DNS,
+                "",
+                f"{node.domain} has no address in DNS, and {node.name} has none in the DERP map",
+                meaning="No client finds the relay.",
+                mend="Give IPv4 and IPv6 in the DERP map, or make A and AAAA records.",
+            )
+        ]
+    return await ask(
+        probe.Relay(
+            domain=node.domain,
+            addresses=addresses,
+            https_port=node.https_port,
+            http_port=HTTP_PORT if node.can_port_80 else None,
+            stun_port=node.stun_port,
+            ca_roots=root,
+            server_key=key,
+            verified=node.verified,
+            serves_derp=node.serves_derp,
+            serves_stun=node.serves_stun,
+        )
+    )
+
+
+async def _looked_up(name: str, family: socket.AddressFamily) -> list[str]:
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(name, None, family=family, proto=socket.IPPROTO_TCP)
+    except OSError:
+        return []
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))

@@ -1,0 +1,158 @@
+"""The relays that there are to ask: those of stacks that are up, or the nodes of a DERP map."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from pulumi import automation
+
+import probe
+from relayctl import hosts, relay_check
+from relayctl.command import make_command, where
+from relayctl.prerequisites import pulumi_cli
+from relayctl.prerequisites.errors import PrerequisiteError
+from relayctl.prerequisites.progress import Progress
+from relayctl.pulumi_process import PulumiProcess
+from relayctl.stack import StackMissingError, UpdateFailedError
+from settings import LocalHost, Settings, SettingsError, read_stack_file
+from settings.base import PROJECT_FOLDER
+from settings.reader import STACK_FOLDER
+
+_ROOT_RESOURCE = "pulumi:pulumi:Stack"
+
+
+@dataclass(frozen=True)
+class StackRelay:
+    """The relay of a stack that is up, with the stack's settings and outputs."""
+
+    stack: str
+    settings: Settings
+    outputs: Mapping[str, Any]
+    relay: probe.Relay
+
+
+@dataclass(frozen=True)
+class UnknownRelay:
+    """The relay of a stack that nothing can be asked of, and why: ``error`` says how to mend it."""
+
+    stack: str
+    error: PrerequisiteError | SettingsError
+
+
+def stacks() -> list[str]:
+    """Return the names of all stacks that have a file, in order."""
+    return sorted(path.stem.removeprefix("Pulumi.") for path in STACK_FOLDER.glob("Pulumi.*.yaml"))
+
+
+def of_stacks(
+    names: Sequence[str], progress: Progress, *, parallel: int
+) -> tuple[list[StackRelay], list[UnknownRelay]]:
+    """Return the relays of the stacks ``names``, by default of all that are up, and what cannot be known.
+
+    Read are the stack's file, the outputs in Pulumi's state, and what the last
+    ``up`` from this folder left: the root of Caddy's own authority and the relay's
+    key. One stack that cannot be read takes nothing from the others. No
+    passphrase is needed: no secret is read.
+    """
+    exported = state_reader(progress)
+
+    def known(stack: str) -> StackRelay | UnknownRelay | None:
+        try:
+            if names:
+                # A name that is mistyped is told by the files that there are.
+                read_stack_file(stack)
+            return of_state(stack, exported(stack), progress)
+        except StackMissingError as error:
+            return UnknownRelay(stack, error) if names else None
+        except (PrerequisiteError, SettingsError) as error:
+            return UnknownRelay(stack, error)
+
+    wanted = list(dict.fromkeys(names)) or stacks()
+    with progress.step("Reading which relays there are"), ThreadPoolExecutor(parallel) as pool:
+        found = [each for each in pool.map(known, wanted) if each is not None]
+    return (
+        [each for each in found if isinstance(each, StackRelay)],
+        [each for each in found if isinstance(each, UnknownRelay)],
+    )
+
+
+def of_state(stack: str, deployment: Mapping[str, Any], progress: Progress) -> StackRelay:
+    """Return the relay of a stack whose state is ``deployment``.
+
+    Raises ``StackMissingError`` where the stack is not up, ``SettingsError`` for its file.
+    """
+    resources = deployment.get("resources") or []
+    outputs: Mapping[str, Any] = next(
+        (resource.get("outputs") or {} for resource in resources if resource["type"] == _ROOT_RESOURCE), {}
+    )
+    if "derpMapRegion" not in outputs:
+        raise StackMissingError(f"the stack {stack} is not up", make_command("up", stack))
+    settings = read_stack_file(stack)
+    return StackRelay(
+        stack,
+        settings,
+        outputs,
+        relay_check.relay_of(
+            settings,
+            _addresses(settings, outputs, progress),
+            _root(stack, settings),
+            relay_check.noted_key(stack),
+        ),
+    )
+
+
+def state_reader(progress: Progress) -> Callable[[str], Mapping[str, Any]]:
+    """Return what reads the state of a stack, as Pulumi exports it; it may be called by many threads.
+
+    `pulumi stack output` asks for the passphrase first, whatever it is to show; an
+    export does not. The call raises ``StackMissingError`` where Pulumi knows of no
+    such stack, ``UpdateFailedError`` if the state cannot be read.
+    """
+    cli = pulumi_cli.bring(progress)
+    # The command is found by PATH.
+    os.environ["PATH"] = cli.environment["PATH"]
+    command = PulumiProcess(progress)
+
+    def exported(stack: str) -> Mapping[str, Any]:
+        arguments = ["stack", "export", "--stack", stack]
+        try:
+            text = command.run(arguments, str(PROJECT_FOLDER), cli.environment).stdout
+        except automation.StackNotFoundError as error:
+            raise StackMissingError(
+                f"Pulumi knows of no stack {stack}", make_command("up", stack)
+            ) from error
+        except automation.CommandError as error:
+            said = str(error).rpartition("stderr:")[2].strip()
+            raise UpdateFailedError(
+                f"Pulumi cannot read the state of {stack}: {said}",
+                "see Pulumi's message; docs/state.md tells of backends",
+            ) from error
+        return json.loads(text).get("deployment") or {}
+
+    return exported
+
+
+def _addresses(settings: Settings, outputs: Mapping[str, Any], progress: Progress) -> list[str]:
+    if isinstance(settings.host, LocalHost):
+        told = [address for address in (outputs.get("ipv4"), outputs.get("ipv6")) if address]
+        return told or relay_check.loopback_addresses(settings)
+    return hosts.Server(settings, progress).addresses(outputs)
+
+
+def _root(stack: str, settings: Settings) -> str | None:
+    """Return the root that the relay's certificates end in, ``None`` where this system trusts it."""
+    if settings.certificate.source != "internal":
+        return None
+    path = relay_check.root_certificate(stack)
+    try:
+        return path.read_text()
+    except FileNotFoundError as error:
+        raise PrerequisiteError(
+            f"{where(stack)} has certificate.source internal, and that authority's root is not in {path}",
+            f"{make_command('up', stack)}   copies it there; or copy that file from where it was brought up",
+        ) from error
