@@ -66,7 +66,14 @@ class CaddyProxy(pulumi.ComponentResource):
         self.container = docker.Container(
             name,
             # Its configuration is delivered once it is there, and waits for it.
-            **common_arguments(caddy, host, network, probe, wait=False),
+            **common_arguments(
+                caddy,
+                host,
+                network,
+                probe,
+                wait=False,
+                metrics_address=settings.metrics.caddy if settings.metrics else None,
+            ),
             image=image.image_id,
             envs=envs or None,
             # Docker stores the name with CAP_, and a refresh reads it back so.

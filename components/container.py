@@ -114,19 +114,25 @@ def published(
     ]
 
 
-def common_arguments(
-    settings: Derper | Caddy, host: Host, network: RelayNetwork, healthcheck: list[str], *, wait: bool
+def common_arguments(  # noqa: PLR0913 - in what they differ
+    settings: Derper | Caddy,
+    host: Host,
+    network: RelayNetwork,
+    healthcheck: list[str],
+    *,
+    wait: bool,
+    metrics_address: str | None,
 ) -> dict[str, Any]:
     """Return the arguments that both containers have, each in one place.
 
     ``healthcheck`` is the image's own command, without Docker's leading
     ``CMD``; the settings may name another, or none. ``wait`` has the update wait
-    for it.
+    for it. ``metrics_address`` is its own on the network for metrics, if there is one.
     """
     arguments: dict[str, Any] = {
         "name": lives_on(host, settings.container_name),
         "restart": "unless-stopped",
-        "networks_advanced": [docker.ContainerNetworksAdvancedArgs(name=network.name)],
+        "networks_advanced": network.joined(metrics_address),
         # By it, what an interrupted update left is told from what somebody else made.
         "labels": [docker.ContainerLabelArgs(label="derp-relays.stack", value=pulumi.get_stack())],
         # Without it the provider kills at once; stop_timeout is for `docker stop`.

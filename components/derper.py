@@ -49,6 +49,8 @@ class DerperRelay(pulumi.ComponentResource):
             folders[derper.key_folder] = data
         by_flags = derper.configured_by == "flags"
         variables = {} if by_flags else {"DERP_DOMAIN": settings.domain, "DERP_ADDR": ":80"}
+        if settings.metrics:
+            variables["TS_DEBUG_TRUSTED_CIDRS"] = ",".join(settings.metrics.readers)
         ports = published(derper.stun_port, 3478, "udp", network)
         command = self._flags(settings) if by_flags else None
         envs = environment(derper, variables)
@@ -71,6 +73,7 @@ class DerperRelay(pulumi.ComponentResource):
                 network,
                 ["/usr/local/bin/healthcheck", "http://127.0.0.1/derp/probe"] if derper.builds else [],
                 wait=True,
+                metrics_address=settings.metrics.derper if settings.metrics else None,
             ),
             image=image.image_id,
             command=command,

@@ -55,6 +55,7 @@ _NAMES = {
     "pulumi-python:dynamic/docker:ImageTrial::derper": "the trial of derper's image",
     "pulumi-python:dynamic/docker:ImageTrial::caddy": "the trial of Caddy's image",
     _NETWORK: "the network",
+    f"{_NETWORK}::metrics": "the network for metrics",
     _VOLUME: "the volume {name}",
     _CONFIGURATION: "Caddy's configuration",
     _ENGINE: "the connection to Docker",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import docker
 import docker.errors
 from docker.models.containers import Container
+from docker.models.networks import Network
 
 from relayctl.prerequisites import ports
 from relayctl.prerequisites.errors import PrerequisiteError
@@ -118,7 +120,11 @@ def check(settings: Settings, known: Known, client: docker.DockerClient, where: 
 
 def problems(settings: Settings, known: Known, client: docker.DockerClient) -> list[tuple[str, str]]:
     """Return what stands in the way of containers that are not ``known``, and how to mend each."""
-    return [*_names(settings, known, client), *_ports(settings, known, client)]
+    return [
+        *_names(settings, known, client),
+        *_network_for_metrics(settings, known, client),
+        *_ports(settings, known, client),
+    ]
 
 
 def _names(settings: Settings, known: Known, client: docker.DockerClient) -> Iterator[tuple[str, str]]:
@@ -186,14 +192,43 @@ def _ports(settings: Settings, known: Known, client: docker.DockerClient) -> Ite
             yield str(holder), f"end that, or set {key} to another port"
 
 
+def _network_for_metrics(
+    settings: Settings, known: Known, client: docker.DockerClient
+) -> Iterator[tuple[str, str]]:
+    """Find networks of others that have the subnet for metrics, or the name that was given for it."""
+    metrics = settings.metrics
+    if metrics is None:
+        return
+    subnet = ipaddress.ip_network(metrics.subnet)
+    for network in client.networks.list():
+        if network.id in known.networks:
+            continue
+        if network.name == metrics.network:
+            yield (
+                f"there is a network {network.name} already, which is not this stack's",
+                "leave metrics.network out, or give another name",
+            )
+        elif any(ipaddress.ip_network(each).overlaps(subnet) for each in _subnets(network) if each):
+            yield (
+                f"the network {network.name} has addresses of metrics.subnet ({metrics.subnet})",
+                "set metrics.subnet to one that nothing else uses",
+            )
+
+
+def _subnets(network: Network) -> set[str | None]:
+    return {config.get("Subnet") for config in network.attrs["IPAM"]["Config"] or []}
+
+
 def networks_that_would_go(
     stack: str, settings: Settings, known: Known, client: docker.DockerClient
 ) -> frozenset[str]:
     """Return the ids of the stack's networks that an update would remove or replace."""
-    wanted = settings.network
+    wanted, metrics = settings.network, settings.metrics
     going = set()
     for network in client.networks.list(ids=list(known.networks)) if known.networks else []:
-        subnets = {config.get("Subnet") for config in network.attrs["IPAM"]["Config"] or []}
+        subnets = _subnets(network)
+        if metrics is not None and network.name == metrics.name(stack) and metrics.subnet in subnets:
+            continue
         kept = network.name == wanted.name and not wanted.external
         if not kept or (wanted.subnet(stack) in subnets) != wanted.ipv6:
             going.add(str(network.id))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from settings import Folder, Redirect, Settings, Site, Upstream
+from settings import Folder, Metrics, Redirect, Settings, Site, Upstream
 from settings.site import SECRET, hash_algorithm
 from settings.snippet import tokens
 
 # Let's Encrypt's staging directory (letsencrypt.org/docs/staging-environment).
 ACME_STAGING = "https://acme-staging-v02.api.letsencrypt.org/directory"
+
+# The port of Caddy's metrics when they were a plugin's (github.com/miekg/caddy-prometheus).
+METRICS_PORT = 9180
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ def caddyfile(settings: Settings, places: Places) -> str:
     for site in settings.sites:
         blocks.append(_block(", ".join(site.names), [*tls, *_site(site, settings, places)]))
         blocks.append(_redirect_to_port(site.names, settings))
+    if settings.metrics is not None:
+        blocks.append(_metrics(settings.metrics))
     return "\n".join(block for block in blocks if block)
 
 
@@ -65,6 +70,8 @@ def _global_options(settings: Settings) -> list[str]:
     if certificate.source == "internal":
         # The root goes to no trust store: the container's own would be the only one.
         options += ["local_certs", "skip_install_trust"]
+    if settings.metrics is not None:
+        options.append("metrics")
     return options
 
 
@@ -129,6 +136,15 @@ def _redirect_to_port(names: list[str], settings: Settings) -> str:
         return ""
     heads = ", ".join(f"http://{name}" for name in names)
     return _block(heads, [f"redir https://{{host}}{_port(settings)}{{uri}} permanent"])
+
+
+def _metrics(metrics: Metrics) -> str:
+    """Tell metrics to peers on their network alone: the port is open on the shared one as well.
+
+    Not by ``bind``: a Caddy that is no longer on that network has to start with this, to be given another.
+    """
+    body = [f"@others not remote_ip {' '.join(metrics.readers)}", "abort @others", "metrics"]
+    return _block(f"http://:{METRICS_PORT}", body)
 
 
 def _site(site: Site, settings: Settings, places: Places) -> Iterator[str]:

@@ -72,6 +72,20 @@ class Region(Group):
         float | None,
         Field(ge=-180, le=180, description="Give degrees east, from -180 to 180, or leave it out."),
     ] = None
+    # tailcfg/derpmap.go, DERPHomeParams.RegionScore: clients ignore what is not more than 0.
+    score: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1000,
+            allow_inf_nan=False,
+            description="Give what clients multiply the region's latency by, such as 0.5 to prefer it.",
+        ),
+    ] = None
+    no_measure: Annotated[
+        bool,
+        Field(description="Use true for a region that is nobody's home, and used for peers alone."),
+    ] = False
 
     @field_validator("code")
     @classmethod
@@ -87,6 +101,15 @@ class Region(Group):
     def _both_or_no_coordinates(self) -> Self:
         if (self.latitude is None) != (self.longitude is None):
             reject("has a latitude without a longitude, or the other way round", "Give both or neither.")
+        return self
+
+    @model_validator(mode="after")
+    def _a_score_has_a_use(self) -> Self:
+        if self.no_measure and self.score is not None:
+            reject(
+                "has a score, but noMeasure is true, so that no client measures it",
+                "Leave score out, or set noMeasure: false.",
+            )
         return self
 
     @property
@@ -432,6 +455,77 @@ class Certificate(Group):
         return self
 
 
+# RFC 1918. What else Python calls private is somebody's: loopback, links, Tailscale's own 100.64.0.0/10.
+_PRIVATE = tuple(ipaddress.IPv4Network(each) for each in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
+_SUBNET_ADVICE = "Give one of your host's own that nothing else uses, such as 172.31.254.0/28."
+
+
+class Metrics(Group):
+    """Give the network for metrics as a group, such as {subnet: 172.31.254.0/28}."""
+
+    subnet: Annotated[str, Field(description=_SUBNET_ADVICE)]
+    network: Annotated[
+        str | None, Field(description="Give the name of the Docker network for metrics, or leave it out.")
+    ] = None
+
+    @field_validator("network")
+    @classmethod
+    def _network(cls, value: str | None) -> str | None:
+        return value if value is None else _docker_name(value)
+
+    @field_validator("subnet")
+    @classmethod
+    def _subnet(cls, value: str) -> str:
+        try:
+            subnet = ipaddress.IPv4Network(value)
+        except ValueError as error:
+            reject(f"{value!r} is no IPv4 subnet ({error})", _SUBNET_ADVICE)
+        if not any(subnet.subnet_of(each) for each in _PRIVATE):
+            reject(
+                f"{value!r} is not private (RFC 1918)",
+                "Give one in 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16, such as 172.31.254.0/28.",
+            )
+        if not 16 <= subnet.prefixlen <= 29:  # noqa: PLR2004 - 29: the host, both containers and three who read
+            reject(
+                f"{value!r} has {subnet.prefixlen} bits",
+                "Give one of 16 to 29 bits, such as 172.31.254.0/28.",
+            )
+        return str(subnet)
+
+    @property
+    def gateway(self) -> str:
+        """The host's own address on the network."""
+        return self._address(1)
+
+    @property
+    def derper(self) -> str:
+        """The relay's address, the same as long as the subnet is."""
+        return self._address(2)
+
+    @property
+    def caddy(self) -> str:
+        """Caddy's address, the same as long as the subnet is."""
+        return self._address(3)
+
+    @property
+    def joining(self) -> str:
+        """The part of the subnet for containers that join: its second half, in which none of ours is."""
+        return str(list(ipaddress.IPv4Network(self.subnet).subnets())[1])
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The networks that metrics are for: all of the subnet but Caddy, which asks for visitors."""
+        caddy = ipaddress.IPv4Network(self.caddy)
+        return tuple(str(each) for each in sorted(ipaddress.IPv4Network(self.subnet).address_exclude(caddy)))
+
+    def _address(self, number: int) -> str:
+        return str(ipaddress.IPv4Network(self.subnet)[number])
+
+    def name(self, stack: str) -> str:
+        """Return the name on the engine of the network of ``stack``."""
+        return self.network or f"derp-relays-{stack}_metrics"
+
+
 def folder_of_host(folder: str) -> Path:
     """Return ``folder`` as `folder_here` does, if Docker can mount it.
 
@@ -472,6 +566,9 @@ class Settings(Group):
         SiteSecrets,
         Field(default_factory=dict, description="Give texts by names, which sites use as {secret.NAME}."),
     ]
+    metrics: Annotated[
+        Metrics | None, Field(description="Give a group, such as {subnet: 172.31.254.0/28}, or leave it out.")
+    ] = None
     labels: Annotated[
         dict[str, str],
         Field(
@@ -503,10 +600,6 @@ class Settings(Group):
                 )
         return value
 
-    @field_validator("domain")
-    @classmethod
-    def _domain(cls, value: str) -> str:
-        return host_name(value)
     @field_validator("labels", mode="before")
     @classmethod
     def _words_are_text(cls, value: Any) -> Any:
@@ -528,3 +621,7 @@ class Settings(Group):
                 )
         return value
 
+    @field_validator("domain")
+    @classmethod
+    def _domain(cls, value: str) -> str:
+        return host_name(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import ipaddress
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,6 +22,10 @@ from settings.problems import Problem, SettingsError, problems_of
 
 PROJECT = "derp-relays"
 STACK_FOLDER = PROJECT_FOLDER / "stacks"
+
+# The first version of derper with TS_DEBUG_TRUSTED_CIDRS:
+# https://github.com/tailscale/tailscale/blob/v1.98.0/tsweb/tsweb.go
+_DEBUG_BY_SUBNET = (1, 98)
 
 
 def stack_file(stack: str) -> Path:
@@ -273,10 +278,36 @@ def _contradictions(settings: Settings) -> Iterator[Problem]:
             f"has no use with source {certificate.source}",
             "Leave it out, or set certificate.source to acme.",
         )
+    yield from _what_metrics_need(settings)
     yield from _names_given_twice(settings)
     yield from _names_that_acme_refuses(settings)
     yield from _folders_of_another_machine(settings)
     yield from _names_outside_of_the_zone(settings)
+
+
+def _what_metrics_need(settings: Settings) -> Iterator[Problem]:
+    metrics, version, host = settings.metrics, settings.derper.version, settings.host
+    if metrics is None:
+        return
+    if version and tuple(map(int, re.findall(r"\d+", version)[:2])) < _DEBUG_BY_SUBNET:
+        yield Problem(
+            "derper.version",
+            f"{version} tells no metrics by subnet",
+            "Give 1.98.0 or later, or leave metrics out.",
+        )
+    ipv4 = None if host.kind == "hetzner" else host.ipv4
+    if ipv4 and ipaddress.IPv4Address(ipv4) in ipaddress.IPv4Network(metrics.subnet):
+        yield Problem(
+            "metrics.subnet",
+            f"{metrics.subnet} has host.ipv4 in it, {ipv4}",
+            "Give a subnet that nothing else uses, such as 172.31.254.0/28.",
+        )
+    if metrics.network == settings.network.name:
+        yield Problem(
+            "metrics.network",
+            f"{metrics.network!r} is network.name as well",
+            "Leave it out: metrics have a network of their own.",
+        )
 
 
 def _folders_of_another_machine(settings: Settings) -> Iterator[Problem]:

@@ -109,6 +109,17 @@ def test_files_are_used_by_every_site(tmp_path: Any) -> None:
     assert block(text, "a.example.com")[0] == line
 
 
+def test_metrics_are_on_a_port_of_their_own_for_their_network_alone() -> None:
+    text = rendered(metrics={"subnet": "10.0.0.0/29"})
+    assert block(text, "") == ["metrics"]
+    assert block(text, "http://:9180") == [
+        "@others not remote_ip 10.0.0.0/31 10.0.0.2/32 10.0.0.4/30",
+        "abort @others",
+        "metrics",
+    ]
+    assert "metrics" not in rendered()
+
+
 def test_the_relay_is_found_by_its_containers_name() -> None:
     text = rendered(derper={"containerName": "derper-two"})
     assert text.count("reverse_proxy derper-two") == 3

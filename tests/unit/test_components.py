@@ -121,6 +121,42 @@ def test_an_external_network_is_joined_and_not_made() -> None:
         assert declared.one(":Container", name).inputs["networksAdvanced"] == [{"name": "mine"}]
 
 
+def test_metrics_have_an_internal_network_with_fixed_addresses() -> None:
+    declared = declare({**MINIMAL, "metrics": {"subnet": "172.31.254.0/28"}})
+    network = declared.one(":Network", "metrics")
+    assert network.inputs == {
+        "name": "derp-relays-test_metrics",
+        "internal": True,
+        "ipamConfigs": [
+            {"subnet": "172.31.254.0/28", "gateway": "172.31.254.1", "ipRange": "172.31.254.8/29"}
+        ],
+        "labels": [{"label": "derp-relays.stack", "value": "test"}],
+    }
+    for name, address in (("derper", "172.31.254.2"), ("caddy", "172.31.254.3")):
+        container = declared.one(":Container", name)
+        assert container.inputs["networksAdvanced"] == [
+            {"name": "shared_bridge"},
+            {"name": "derp-relays-test_metrics", "ipv4Address": address},
+        ]
+        # nothing more is published
+        assert ports(container) == ports(declare(MINIMAL).one(":Container", name))
+
+
+@pytest.mark.parametrize("arguments", ["flags", "environment"])
+def test_derper_tells_its_metrics_to_all_of_their_network_but_caddy(arguments: str) -> None:
+    derper = {"image": "x/derper@sha256:" + "0" * 64, "arguments": arguments}
+    told = container("derper", derper=derper, metrics={"subnet": "10.0.0.0/29"}).inputs["envs"]
+    assert "TS_DEBUG_TRUSTED_CIDRS=10.0.0.0/31,10.0.0.2/32,10.0.0.4/30" in told
+
+
+def test_without_metrics_nothing_of_a_container_tells_that_there_could_be() -> None:
+    """What is in the state of a relay that runs is compared with it: what differs replaces containers."""
+    for name in ("derper", "caddy"):
+        inputs = container(name).inputs
+        assert inputs["networksAdvanced"] == [{"name": "shared_bridge"}]
+        assert inputs["envs"] == ["GOMEMLIMIT=460MiB"]
+
+
 def test_subnets_are_unique_local_and_each_stacks_own() -> None:
     one, other = unique_local_subnet("p", "a", "n"), unique_local_subnet("p", "b", "n")
     assert one != other

@@ -260,6 +260,24 @@ def test_a_network_that_goes_ends_sessions() -> None:
     assert plan.reasons == ("the network is removed",)
 
 
+def test_metrics_that_are_turned_on_are_told_by_their_network_and_end_sessions() -> None:
+    containers = [
+        *replaced(CONTAINER, "derper", "envs", "networksAdvanced"),
+        *replaced(CONTAINER, "caddy", "networksAdvanced"),
+    ]
+    plan = Plan.of([*RUNNING[:2], event("create", NETWORK, "metrics"), *containers])
+    assert plan.changes == (
+        Change("replace", "Caddy's container", ("network",)),
+        Change("replace", "derper's container", ("environment", "network")),
+        Change("create", "the network for metrics"),
+    )
+    assert plan.sessions is Sessions.END
+    assert plan.reasons == (
+        "Caddy's container is replaced (network)",
+        "derper's container is replaced (environment, network)",
+    )
+
+
 def test_a_volume_that_goes_takes_its_data_along() -> None:
     plan = Plan.of([*RUNNING, *replaced(VOLUME, "derp_data", "name")])
     assert plan.sessions is Sessions.END

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -111,6 +112,17 @@ BAD: list[tuple[str, Any, str | None, str, str]] = [
     ("certificate.folder", "/nowhere", "certificate", "has a folder, but source is acme", "Set source: files, or leave folder out."),
     ("certificate", {"source": "files", "folder": "/nowhere", "certificate": "{env.HOME}.pem"}, None, "has the file name '{env.HOME}.pem'", "Name a file in folder, by letters, digits, '.', '_', '-', '+', '=' and '@' alone."),
     ("certificate", {"source": "files", "folder": "/nowhere", "certificate": "../key.pem"}, None, "has the file name '../key.pem'", "Name a file in folder, by letters, digits, '.', '_', '-', '+', '=' and '@' alone."),
+    ("metrics", {}, "metrics.subnet", "is missing", "Give one of your host's own that nothing else uses, such as 172.31.254.0/28."),
+    ("metrics", "on", None, "'on' is not a group of settings", "Give a group, such as {subnet: 172.31.254.0/28}, or leave it out."),
+    ("metrics.subnet", "172.31.254.1/28", None, "'172.31.254.1/28' is no IPv4 subnet (172.31.254.1/28 has host bits set)", "Give one of your host's own that nothing else uses, such as 172.31.254.0/28."),
+    ("metrics.subnet", "fd12::/64", None, "'fd12::/64' is no IPv4 subnet (Expected 4 octets in 'fd12::')", "Give one of your host's own that nothing else uses, such as 172.31.254.0/28."),
+    ("metrics.subnet", "203.0.113.0/28", None, "'203.0.113.0/28' is not private (RFC 1918)", "Give one in 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16, such as 172.31.254.0/28."),
+    # derper tells all of Tailscale's addresses, which come in by a tunnel
+    ("metrics.subnet", "100.64.0.0/28", None, "'100.64.0.0/28' is not private (RFC 1918)", "Give one in 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16, such as 172.31.254.0/28."),
+    ("metrics.subnet", "172.31.254.0/30", None, "'172.31.254.0/30' has 30 bits", "Give one of 16 to 29 bits, such as 172.31.254.0/28."),
+    ("metrics.subnet", "10.0.0.0/8", None, "'10.0.0.0/8' has 8 bits", "Give one of 16 to 29 bits, such as 172.31.254.0/28."),
+    ("metrics", {"subnet": "172.31.254.0/28", "network": "a b"}, "metrics.network", "'a b' is no name that Docker takes", "Use letters, digits, '_', '.' and '-', at least two, the first a letter or digit."),
+    ("metrics", {"subnet": "172.31.254.0/28", "network": "shared_bridge"}, "metrics.network", "'shared_bridge' is network.name as well", "Leave it out: metrics have a network of their own."),
     ("sites", {"blog.example.com": "blog:80"}, None, "{'blog.example.com': 'blog:80'} is not a list", "Give a list, such as [{names: [blog.example.com], upstream: 'blog:8080'}]."),
     ("sites", [{"names": [], "upstream": "blog:80"}], "sites[0].names", "[] is empty", "Give a list of host names, such as [blog.example.com]."),
     ("sites", one_site(), "sites[0]", "says nothing of what to serve", "Give one of upstream, folder, redirect and snippet."),
@@ -244,6 +256,39 @@ def test_an_ipv6_address_on_which_nothing_answers_is_not_told_to_clients() -> No
     (problem,) = caught.value.problems
     assert problem.key == "derp-relays:host.ipv6"
     assert problem.what == "2001:db8::7 is given, but network.ipv6 is false"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"derper": {"version": "1.96.4"}},
+            "derper.version: 1.96.4 tells no metrics by subnet. Give 1.98.0 or later",
+        ),
+        (
+            {"host": {"ipv4": "172.31.254.9"}},
+            "metrics.subnet: 172.31.254.0/28 has host.ipv4 in it, 172.31.254.9.",
+        ),
+    ],
+)
+def test_metrics_that_nobody_could_read_are_refused(given: dict[str, Any], message: str) -> None:
+    metrics = {"subnet": "172.31.254.0/28"}
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        settings_from({**MINIMAL, **given, "metrics": metrics}, WHERE)
+    assert settings_from({**MINIMAL, **given}, WHERE).metrics is None
+
+
+@pytest.mark.parametrize("subnet", ["172.31.254.0/28", "10.9.8.0/29", "192.168.0.0/16"])
+def test_addresses_for_metrics_are_apart_and_caddy_reads_none(subnet: str) -> None:
+    metrics = settings_from({**MINIMAL, "metrics": {"subnet": subnet}}, WHERE).metrics
+    assert metrics is not None
+    joining = ipaddress.ip_network(metrics.joining)
+    own = [ipaddress.ip_address(each) for each in (metrics.gateway, metrics.derper, metrics.caddy)]
+    assert len(set(own)) == 3
+    assert not any(address in joining for address in own)
+    readers = [ipaddress.ip_network(each) for each in metrics.readers]
+    for address in ipaddress.ip_network(subnet):
+        assert any(address in each for each in readers) is (str(address) != metrics.caddy)
 
 
 def test_a_bad_domain_is_not_taken_for_a_sites_name() -> None:
