@@ -87,9 +87,12 @@ class Child:
         return next((line.strip() for line in reversed(self._tail().splitlines()) if line.strip()), "")
 
     def error(self) -> str:
-        """Return the error that it ended with, without the word; else its last line."""
+        """Return the error that it ended with, without the word; else its last line that says something."""
         _, found, error = f"\n{self._tail()}".rpartition(f"\n{_ERROR}")
-        return error.strip() if found else self.last_line()
+        if found:
+            return error.strip()
+        lines = [line.strip() for line in self._tail().splitlines() if any(map(str.isalnum, line))]
+        return lines[-1] if lines else f"ended with {self.code} without a word"
 
     def _tail(self) -> str:
         try:

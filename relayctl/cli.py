@@ -32,12 +32,15 @@ from relayctl import (
     upstreams,
 )
 from relayctl.command import make_command, where
+from relayctl.fleet_command import fleet
 from relayctl.plan import Plan, Sessions
 from relayctl.prerequisites import image_contexts, registry
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
 from relayctl.probe_command import probe_command
+from relayctl.refresh import refresh
 from relayctl.stack import RelayStack, StackMissingError, UpdateFailedError, state_copy
+from relayctl.whole_file import write_whole
 from settings import Settings, SettingsError, read_stack_file
 from settings.reader import stack_file
 from ssh.connection import Connection
@@ -49,6 +52,8 @@ def main() -> None:
 
 
 main.add_command(probe_command)
+main.add_command(fleet)
+main.add_command(refresh)
 
 
 @main.command()
@@ -73,7 +78,8 @@ def up(stack: str, *, keep_sessions: bool) -> None:
 
 @main.command()
 @click.argument("stack", default=local_stack.NAME)
-def preview(stack: str) -> None:
+@click.option("--found", type=click.Path(path_type=Path), help="Write the plan to this file too, as JSON.")
+def preview(stack: str, *, found: Path | None) -> None:
     """Tell what `up` would change of STACK, and whether relay sessions would end. Nothing is changed."""
     with command.errors_for_people() as progress:
         if stack == local_stack.NAME and not stack_file(stack).exists():
@@ -83,7 +89,9 @@ def preview(stack: str) -> None:
         host = hosts.of(settings, progress)
         try:
             with command.opened(stack, settings, host, progress, make=False) as opened:
-                _tell_plan(opened, progress, refresh=not _is_as_known(opened, host))
+                plan = _tell_plan(opened, progress, refresh=not _is_as_known(opened, host))
+            if found is not None:
+                write_whole(found, json.dumps(plan.as_json()))
         except StackMissingError:
             progress.say(f"Pulumi knows of no stack {stack}: `{make_command('up', stack)}` makes all of it.")
 

@@ -21,7 +21,7 @@ from relayctl.pulumi_process import PulumiProcess
 from relayctl.stack import StackMissingError, UpdateFailedError
 from settings import LocalHost, Settings, SettingsError, read_stack_file
 from settings.base import PROJECT_FOLDER
-from settings.reader import STACK_FOLDER
+from settings.reader import stack_names
 
 _ROOT_RESOURCE = "pulumi:pulumi:Stack"
 
@@ -42,11 +42,6 @@ class UnknownRelay:
 
     stack: str
     error: PrerequisiteError | SettingsError
-
-
-def stacks() -> list[str]:
-    """Return the names of all stacks that have a file, in order."""
-    return sorted(path.stem.removeprefix("Pulumi.") for path in STACK_FOLDER.glob("Pulumi.*.yaml"))
 
 
 def of_stacks(
@@ -72,7 +67,7 @@ def of_stacks(
         except (PrerequisiteError, SettingsError) as error:
             return UnknownRelay(stack, error)
 
-    wanted = list(dict.fromkeys(names)) or stacks()
+    wanted = list(dict.fromkeys(names)) or stack_names()
     with progress.step("Reading which relays there are"), ThreadPoolExecutor(parallel) as pool:
         found = [each for each in pool.map(known, wanted) if each is not None]
     return (
