@@ -42,6 +42,25 @@ _STYLES = {
     multiple=True,
     help="Address that STUN may return besides this machine's own, such as its NAT's; repeatable.",
 )
+@click.option(
+    "--dns-server",
+    "dns_servers",
+    multiple=True,
+    help="Literal address of a DNS server to ask instead of the system's, with a port if it is not 53;"
+    " repeatable.",
+)
+@click.option("--server-key", help="Public key that the relay is known to have, in 64 hexadecimal digits.")
+@click.option(
+    "--other-port",
+    "other_ports",
+    multiple=True,
+    type=int,
+    help="TCP port besides the relay's own that may be open, such as 22; repeatable. With it usual ports that"
+    " are open and not named are a failure; without it only those that must never be open.",
+)
+@click.option(
+    "--all-ports", is_flag=True, help="Ask every TCP port; takes longer, so that --timeout has to be more."
+)
 @click.option("--timeout", default=TIMEOUT, show_default=True, help="Seconds for one check of everything.")
 @click.option("--wait", default=0.0, help="Seconds to go on trying until the relay is up.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
@@ -54,6 +73,10 @@ def main(  # noqa: PLR0913 -- one parameter an option
     stun_port: int,
     ca: Path | None,
     expected_addresses: tuple[str, ...],
+    dns_servers: tuple[str, ...],
+    server_key: str | None,
+    other_ports: tuple[int, ...],
+    all_ports: bool,
     timeout: float,
     wait: float,
     as_json: bool,
@@ -70,11 +93,26 @@ def main(  # noqa: PLR0913 -- one parameter an option
             http_port=http_port or None,
             stun_port=stun_port,
             ca_roots=ca.read_text() if ca else None,
+            server_key=server_key,
+            other_ports=other_ports or None,
         )
         if wait:
-            findings = wait_until_up(relay, timeout=wait, each=timeout, expected_addresses=expected_addresses)
+            findings = wait_until_up(
+                relay,
+                timeout=wait,
+                each=timeout,
+                expected_addresses=expected_addresses,
+                dns_servers=dns_servers,
+                all_ports=all_ports,
+            )
         else:
-            findings = check_relay(relay, timeout=timeout, expected_addresses=expected_addresses)
+            findings = check_relay(
+                relay,
+                timeout=timeout,
+                expected_addresses=expected_addresses,
+                dns_servers=dns_servers,
+                all_ports=all_ports,
+            )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if as_json:

@@ -37,6 +37,10 @@ class DerpError(Exception):
     """The server does not speak DERP; the message says where it departs from it."""
 
 
+class StreamEndedError(DerpError):
+    """The connection ended where more was to come."""
+
+
 class UpgradeRefusedError(DerpError):
     """The server answered the upgrade with another status than 101."""
 
@@ -68,17 +72,18 @@ class DerpConnection:
     header_key: bytes
     protocol_version: int
     latency: float
-    stream: _Stream
+    stream: Stream
 
     async def close(self) -> None:
         """Close the connection."""
         await self.stream.close()
 
 
-class _Stream:
+class Stream:
     """A TLS stream, read after what came together with the upgrade's response."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Take over both directions."""
         self.reader = reader
         self.writer = writer
         self.early = b""
@@ -88,17 +93,24 @@ class _Stream:
         return await self.reader.read(4096)
 
     async def read_exactly(self, count: int) -> bytes:
+        """Return ``count`` bytes; raises ``StreamEndedError`` if the stream ends before."""
         taken, self.early = self.early[:count], self.early[count:]
         if len(taken) < count:
             try:
                 taken += await self.reader.readexactly(count - len(taken))
             except asyncio.IncompleteReadError as error:
-                raise DerpError(
+                raise StreamEndedError(
                     f"the connection ended after {len(taken) + len(error.partial)} of {count} expected bytes"
                 ) from error
         return taken
 
+    async def send(self, kind: int, payload: bytes) -> None:
+        """Send one frame."""
+        self.writer.write(bytes([kind]) + len(payload).to_bytes(4) + payload)
+        await self.writer.drain()
+
     async def close(self) -> None:
+        """Close the connection, whether the other side says farewell or not."""
         self.writer.close()
         with contextlib.suppress(OSError, TimeoutError, ssl.SSLError):
             async with asyncio.timeout(_CLOSE_WITHIN):
@@ -106,7 +118,7 @@ class _Stream:
         self.writer.transport.abort()
 
 
-async def read_frame(stream: _Stream, longest: int) -> Frame:
+async def read_frame(stream: Stream, longest: int) -> Frame:
     """Read one frame of at most ``longest`` bytes after its header.
 
     Raises ``DerpError`` if it announces more or the stream ends within it.
@@ -149,7 +161,7 @@ async def connect(relay: Relay, address: str, context: ssl.SSLContext) -> DerpCo
     reader, writer = await asyncio.open_connection(
         address, relay.https_port, ssl=context, server_hostname=relay.domain
     )
-    stream = _Stream(reader, writer)
+    stream = Stream(reader, writer)
     try:
         response = await _upgrade(stream, relay.host_header(relay.https_port, HTTPS_PORT))
         header_key, version = _announced(response)
@@ -160,7 +172,7 @@ async def connect(relay: Relay, address: str, context: ssl.SSLContext) -> DerpCo
     return DerpConnection(server_key, header_key, version, time.perf_counter() - started, stream)
 
 
-async def _upgrade(stream: _Stream, host: str) -> h11.InformationalResponse:
+async def _upgrade(stream: Stream, host: str) -> h11.InformationalResponse:
     """Send the request and return the 101 response; what came after it is kept in the stream."""
     http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LONGEST_HEADER)
     request = http.send(
@@ -191,7 +203,7 @@ async def _upgrade(stream: _Stream, host: str) -> h11.InformationalResponse:
     raise DerpError("the upgrade was answered with nothing but informational responses")
 
 
-async def _refused(http: h11.Connection, stream: _Stream, status: int) -> NoReturn:
+async def _refused(http: h11.Connection, stream: Stream, status: int) -> NoReturn:
     body = b""
     with contextlib.suppress(h11.RemoteProtocolError, OSError, ssl.SSLError):
         while len(body) < _LONGEST_BODY and isinstance(event := await _next_event(http, stream), h11.Data):
@@ -200,7 +212,7 @@ async def _refused(http: h11.Connection, stream: _Stream, status: int) -> NoRetu
     raise UpgradeRefusedError(status, text if text.isprintable() else "")
 
 
-async def _next_event(http: h11.Connection, stream: _Stream) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
+async def _next_event(http: h11.Connection, stream: Stream) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
     while (event := http.next_event()) is h11.NEED_DATA:
         data = await stream.receive()
         if not data and http.their_state is h11.SEND_RESPONSE:

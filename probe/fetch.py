@@ -57,8 +57,11 @@ class Client:
         host: str,
         server_name: str | None = None,
         headers: Mapping[str, str] | None = None,
+        target: str | None = None,
     ) -> Answer:
         """Get a URL whose host is a literal address, sending ``host`` as Host and ``server_name`` as SNI.
+
+        ``target`` is sent as it stands in place of the URL's path, which would be normalized.
 
         Raises ``httpx.HTTPError``, ``OSError`` or, at the deadline, ``TimeoutError``.
         """
@@ -68,7 +71,9 @@ class Client:
         # connecting have limits of their own that together end no later than the deadline.
         limits = httpx.Timeout(None, connect=left / 2)
         sent = {"Host": host, "Accept-Encoding": "identity", "User-Agent": "derp-relays", **(headers or {})}
-        extensions = {"sni_hostname": server_name} if server_name else {}
+        extensions: dict[str, str | bytes] = {"sni_hostname": server_name} if server_name else {}
+        if target is not None:
+            extensions["target"] = target.encode("ascii")
         try:
             async with (
                 asyncio.timeout_at(self.deadline),

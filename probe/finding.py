@@ -214,6 +214,13 @@ def failed(  # noqa: PLR0913 -- the fields of a finding
     )
 
 
-def skipped(check: Check, address: str, seen: str, *, mend: str = "") -> Finding:
+def skipped(
+    check: Check,
+    address: str,
+    seen: str,
+    *,
+    mend: str = "",
+    facts: Mapping[str, str | float | bool] | None = None,
+) -> Finding:
     """Return the finding of a check that could not be judged; ``seen`` says why."""
-    return Finding(check, address, Status.SKIPPED, seen, mend=mend)
+    return Finding(check, address, Status.SKIPPED, seen, mend=mend, facts=facts or {})

@@ -1,11 +1,11 @@
-"""What a relay answers on its HTTPS port: certificate, page, latency check, closed debug pages."""
+"""What a relay answers on its HTTPS port: certificate, page, latency check, upgrade to DERP."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -15,11 +15,8 @@ from cryptography.x509.oid import NameOID
 
 from probe import derp
 from probe.fetch import Answer, Client, explain
-from probe.finding import Check, Finding, failed, ok, skipped
+from probe.finding import Check, Finding, failed, ok, warning
 from probe.relay import HTTPS_PORT, Relay, in_url
-
-DEBUG_PATHS = ("/debug/", "/debug/vars", "/debug/varz?debugkey=x")
-"""Doors of derper's debug pages (tailscale ``tsweb/debug.go``); the key is one of ``AllowDebugAccess``."""
 
 # OpenSSL's include/openssl/x509_vfy.h, X509_V_ERR_*.
 _NOT_YET_VALID = 9
@@ -28,6 +25,11 @@ _UNKNOWN_CA = {2, 18, 19, 20, 21}
 _WRONG_NAME = 62
 
 _DAY = 86400.0
+
+# A share, since lifetimes go from the 12 hours of Caddy's own authority to 90 days. Caddy renews when a third
+# is left (certmagic maintain.go, DefaultRenewalWindowRatio): at a fifth it has tried in vain for long.
+_LEAST_LEFT = 1 / 5
+
 _NO_UPSTREAM = {502, 503, 504}
 _DERPER_DOWN = "Caddy answers, derper behind it does not: start derper and look at its log."
 
@@ -40,6 +42,11 @@ class Certificate:
     issuer: str
     not_before: datetime
     not_after: datetime
+
+    @property
+    def days(self) -> float:
+        """Days for which it is valid."""
+        return (self.not_after - self.not_before).total_seconds() / _DAY
 
     @property
     def days_left(self) -> float:
@@ -86,14 +93,28 @@ async def check_tls(relay: Relay, address: str, context: ssl.SSLContext) -> Find
             )
         return failed(Check.TLS, address, explain(error))
     latency = time.perf_counter() - started
-    return ok(
-        Check.TLS,
-        address,
+    facts = {**_facts(certificate), "tls_version": version}
+    seen = (
         f"{version}, certificate for {', '.join(certificate.names)} from {certificate.issuer},"
-        f" {certificate.days_left:.1f} days left",
-        latency=latency,
-        facts={**_facts(certificate), "tls_version": version},
+        f" {certificate.days_left:.1f} days left"
     )
+    if not relay.verified:
+        return ok(
+            Check.TLS, address, f"{seen}; not verified, as clients are told", latency=latency, facts=facts
+        )
+    if certificate.days_left < certificate.days * _LEAST_LEFT:
+        return warning(
+            Check.TLS,
+            address,
+            f"{seen} of {certificate.days:.1f}",
+            meaning="The certificate should have been renewed by now. Nobody can relay through it from"
+            f" {certificate.not_after:%Y-%m-%d %H:%M} UTC on, although clients go on choosing it by STUN.",
+            mend="Look in Caddy's log why it is not renewed: DNS and ports 80 and 443 must lead to it, and"
+            " the authority's rate limits leave room. A certificate of your own you renew yourself.",
+            latency=latency,
+            facts=facts,
+        )
+    return ok(Check.TLS, address, seen, latency=latency, facts=facts)
 
 
 async def _handshake(relay: Relay, address: str, context: ssl.SSLContext) -> tuple[Certificate, str]:
@@ -146,6 +167,7 @@ async def _refused(relay: Relay, address: str, error: ssl.SSLCertVerificationErr
 def _facts(certificate: Certificate) -> Mapping[str, str | float | bool]:
     return {
         "certificate_days_left": certificate.days_left,
+        "certificate_not_after": certificate.not_after.timestamp(),
         "certificate_issuer": certificate.issuer,
         "certificate_names": ", ".join(certificate.names),
     }
@@ -229,59 +251,6 @@ def _mend_upgrade(status: int) -> str | None:
     if status == httpx.codes.NOT_FOUND:
         return "See that the path goes to derper and that derper does not run with -derp=false."
     return None
-
-
-async def check_debug_https(relay: Relay, address: str, http: Client) -> Finding:
-    """See that the debug pages are refused."""
-    host = relay.host_header(relay.https_port, HTTPS_PORT)
-    base = f"https://{in_url(address)}:{relay.https_port}"
-    return await closed_debug_pages(
-        Check.DEBUG_HTTPS,
-        address,
-        http=http,
-        base=base,
-        hosts=(host,),
-        server_name=relay.domain,
-    )
-
-
-async def closed_debug_pages(  # noqa: PLR0913 -- one door with all that opens it
-    check: Check,
-    address: str,
-    *,
-    http: Client,
-    base: str,
-    hosts: Collection[str],
-    server_name: str | None = None,
-) -> Finding:
-    """Ask for every debug page under every Host; one that answers with success is a failure.
-
-    Skipped if a page cannot be judged because nothing answered or derper is down.
-    """
-    asked = [(host, path) for host in hosts for path in DEBUG_PATHS]
-
-    async def status(host: str, path: str) -> int | str:
-        try:
-            return (await http.get(base + path, host=host, server_name=server_name)).status
-        except TimeoutError:
-            return "no answer in time"
-        except (httpx.HTTPError, OSError) as error:
-            return explain(error)
-
-    results = await asyncio.gather(*(status(host, path) for host, path in asked))
-    opened, unknown, closed = [], [], []
-    for (host, path), result in zip(asked, results, strict=True):
-        if isinstance(result, int) and httpx.codes.is_success(result):
-            opened.append(f"{path} (Host {host}) with {result}")
-        elif isinstance(result, str) or httpx.codes.is_server_error(result):
-            unknown.append(f"{path} (Host {host}): {result}")
-        else:
-            closed.append(str(result))
-    if opened:
-        return failed(check, address, f"answered: {'; '.join(opened)}")
-    if unknown:
-        return skipped(check, address, f"not judged: {'; '.join(unknown)}")
-    return ok(check, address, f"not shown: {', '.join(sorted(set(closed)))}")
 
 
 async def _get(relay: Relay, address: str, http: Client, path: str) -> Answer:

@@ -1,7 +1,8 @@
-"""What a relay answers on its plain HTTP port: captive portal challenge, redirects, closed debug pages."""
+"""What a relay answers on its plain HTTP port: captive portal challenge, redirects."""
 
 from __future__ import annotations
 
+import secrets
 import time
 from urllib.parse import urlsplit
 
@@ -9,7 +10,6 @@ import httpx
 
 from probe.fetch import Client
 from probe.finding import Check, Finding, failed, ok
-from probe.https import closed_debug_pages
 from probe.relay import HTTP_PORT, HTTPS_PORT, Relay, in_url
 
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -25,9 +25,10 @@ async def check_captive_portal(address: str, port: int, http: Client) -> Finding
     """Ask as clients do to find captive portals: by literal address, with a challenge, following no redirect.
 
     Request and expected answer: tailscale ``net/captivedetection`` (``verifyCaptivePortalEndpoint``,
-    ``responseLooksLikeCaptive``). Clients ask IPv4 addresses only; IPv6 is held to the same answer.
+    ``responseLooksLikeCaptive``); the challenge is a new one each time, so that no answer is made up
+    beforehand. Clients ask IPv4 addresses only; IPv6 is held to the same answer.
     """
-    challenge = f"ts_{address}"
+    challenge = f"ts_{secrets.token_hex(8)}"
     expected = f"response {challenge}"
     answer = await http.get(
         f"{_base(address, port)}/generate_204?t={int(time.time())}",
@@ -56,7 +57,13 @@ async def check_captive_portal(address: str, port: int, http: Client) -> Finding
             f"X-Tailscale-Response is {response!r} instead of {expected!r}",
             mend="Pass /generate_204 to derper with its headers; answer it nowhere else.",
         )
-    return ok(Check.CAPTIVE_PORTAL, address, "204 with the right response", latency=answer.latency)
+    return ok(
+        Check.CAPTIVE_PORTAL,
+        address,
+        "204 with the right response",
+        latency=answer.latency,
+        facts={"can_port80": True},
+    )
 
 
 async def check_redirect(relay: Relay, address: str, port: int, http: Client) -> Finding:
@@ -107,11 +114,3 @@ def _normal(url: str) -> tuple[str, str, int, str, str]:
     except ValueError:
         return "", "", 0, "", ""
     return parts.scheme, (parts.hostname or "").lower(), port, parts.path, parts.query
-
-
-async def check_debug_http(relay: Relay, address: str, port: int, http: Client) -> Finding:
-    """See that the debug pages are refused or redirected, by address and by name."""
-    hosts = (in_url(address), relay.host_header(port, HTTP_PORT))
-    return await closed_debug_pages(
-        Check.DEBUG_HTTP, address, http=http, base=_base(address, port), hosts=hosts
-    )

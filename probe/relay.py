@@ -28,7 +28,7 @@ class Relay:
     port 80. ``ca_roots`` are the certificates in PEM that the relay's chain must
     end in; with ``None`` it must end in one that this system trusts. ``verified``
     is false for a relay whose certificate clients are told not to verify.
-    ``serves_derp`` is false for what has STUN alone, ``serves_stun`` for a relay
+    ``https_port`` is ``None`` for what has STUN alone, ``stun_port`` for a relay
     without STUN.
 
     ``server_key`` is the public key, 64 hexadecimal digits, that the relay is
@@ -41,15 +41,13 @@ class Relay:
 
     domain: str
     addresses: Sequence[str]
-    https_port: int = HTTPS_PORT
+    https_port: int | None = HTTPS_PORT
     http_port: int | None = HTTP_PORT
-    stun_port: int = STUN_PORT
+    stun_port: int | None = STUN_PORT
     ca_roots: str | None = None
     server_key: str | None = None
     other_ports: Collection[int] | None = None
     verified: bool = True
-    serves_derp: bool = True
-    serves_stun: bool = True
 
     def __post_init__(self) -> None:
         """Refuse values that no relay can have; bring addresses into their short form."""

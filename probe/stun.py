@@ -8,9 +8,12 @@ so a general STUN client gets no answer from it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import secrets
+import socket
 import struct
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -40,6 +43,10 @@ ANSWER_WITHIN = 3.0
 """Seconds that a client waits for STUN (tailscale ``net/netcheck/netcheck.go``, ``stunProbeTimeout``)."""
 
 _RESEND_AFTER = 0.5  # RFC 5389, section 7.2.1: the first retransmission's wait
+_SO_TIMESTAMPNS = 35  # Linux include/uapi/asm-generic/socket.h; Python has no name for it
+_TIMESPEC = struct.Struct("@ll")
+_LONGEST_PACKET = 1500
+_LONGEST_ANCILLARY = 64
 _MOST_BAD_PACKETS = 64  # bounds the work that a flood of wrong packets can make
 
 
@@ -194,3 +201,76 @@ async def _first_answer(
                 f"{exchange.bad_packets} packet(s) came, none is an answer; the last: {exchange.last_problem}"
             ) from None
         raise
+
+
+async def ask_often(
+    address: str, port: int, *, requests: int, interval: float, last_within: float
+) -> list[float]:
+    """Send a number of requests, one each ``interval``, and return the latencies of those answered.
+
+    The last request has ``last_within`` for its answer, those before it have more;
+    all in seconds. Less time passes where all are answered. Raises ``OSError`` if
+    the network refuses.
+    """
+    loop = asyncio.get_running_loop()
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0)
+        if sys.platform == "linux":
+            sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        sock.connect((address, port))
+        series = _Series(sock, requests)
+        loop.add_reader(sock, series.receive)
+        try:
+            started = loop.time()
+            for number in range(requests):
+                await asyncio.sleep(started + number * interval - loop.time())
+                series.send()
+            await asyncio.wait([series.all_answered], timeout=last_within)
+        finally:
+            loop.remove_reader(sock)
+    return series.latencies
+
+
+class _Series:
+    """Sends a number of requests and collects their answers; anything else is passed over.
+
+    Of answers the kernel says when they came, so that what else this process does
+    at the time makes no latency longer.
+    """
+
+    def __init__(self, sock: socket.socket, requests: int) -> None:
+        self.sock = sock
+        self.requests = requests
+        self.all_answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.sent: dict[bytes, float] = {}
+        self.latencies: list[float] = []
+
+    def send(self) -> None:
+        transaction_id = secrets.token_bytes(TRANSACTION_ID_LENGTH)
+        self.sent[transaction_id] = time.time()
+        # A refusal that came for an earlier request is told now; the request counts as lost.
+        with contextlib.suppress(OSError):
+            self.sock.send(binding_request(transaction_id))
+
+    def receive(self) -> None:
+        try:
+            packet, ancillary, _, _ = self.sock.recvmsg(_LONGEST_PACKET, _LONGEST_ANCILLARY)
+        except OSError:
+            return
+        arrived = time.time()
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
+                seconds, nanoseconds = _TIMESPEC.unpack(data)
+                arrived = seconds + nanoseconds / 1e9
+        try:
+            transaction_id, _, _ = parse_response(packet)
+        except StunError:
+            return
+        # Taken out, so that an answer which comes twice counts once.
+        sent = self.sent.pop(transaction_id, None)
+        if sent is None:
+            return
+        self.latencies.append(arrived - sent)
+        if len(self.latencies) == self.requests:
+            self.all_answered.set_result(None)

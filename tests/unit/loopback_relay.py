@@ -18,12 +18,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from nacl.public import Box, PrivateKey, PublicKey
 
 from probe import Relay
 from probe.stun import parse_response
 
 DOMAIN = "relay.example.org"
-SERVER_KEY = bytes(range(32))
+SERVER = PrivateKey(bytes(range(32)))
+SERVER_KEY = bytes(SERVER.public_key)
 
 PAGE = b"<html><body>\n<h1>DERP</h1>\n<p>\n  This is a <a>Tailscale</a> DERP server.\n</p></body></html>"
 
@@ -71,14 +73,77 @@ class Endless:
         self.again = again
 
 
-Answer = bytes | Silence | Endless
+def frame(kind: int, payload: bytes = b"") -> bytes:
+    return bytes([kind]) + len(payload).to_bytes(4) + payload
+
+
+Frames = list[tuple[bytes, bytes]]
+
+
+def passed_on(source: bytes, destination: bytes, content: bytes) -> Frames:
+    """Say to which client which frame goes for a packet: to its destination, as it is."""
+    return [(destination, frame(5, source + content))]
+
+
+@dataclass
+class Derper:
+    """A DERP server: lets clients in and passes packets on, or fails to in a way of its own.
+
+    ``introduction`` is what it says of itself, ``first`` what it says before that.
+    """
+
+    key: PrivateKey = SERVER
+    admits: Callable[[int], bool] = lambda _number: True
+    passes: Callable[[bytes, bytes, bytes], Frames] = passed_on
+    introduction: bytes | None = b'{"version":2}'
+    first: bytes = b""
+    seals_with: PrivateKey | None = None
+    clients: dict[bytes, asyncio.StreamWriter] = field(default_factory=dict)
+    infos: list[bytes] = field(default_factory=list)
+    pongs: list[bytes] = field(default_factory=list)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection until it ends."""
+        key = bytes(self.key.public_key)
+        writer.write(upgraded(server_key_frame(key), key=key.hex()))
+        kind, payload = await self._frame(reader)
+        assert kind == 2
+        client, sealed = payload[:32], payload[32:]
+        self.infos.append(Box(self.key, PublicKey(client)).decrypt(sealed))
+        if not self.admits(len(self.infos)):
+            return
+        self.clients[client] = writer
+        try:
+            writer.write(self.first)
+            if self.introduction is not None:
+                box = Box(self.seals_with or self.key, PublicKey(client))
+                writer.write(frame(3, box.encrypt(self.introduction)))
+            while True:
+                kind, payload = await self._frame(reader)
+                if kind == 0x13:
+                    self.pongs.append(payload)
+                if kind == 4:
+                    for to, answer in self.passes(client, payload[:32], payload[32:]):
+                        self.clients[to].write(answer)
+        finally:
+            del self.clients[client]
+
+    @staticmethod
+    async def _frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+        header = await reader.readexactly(5)
+        return header[0], await reader.readexactly(int.from_bytes(header[1:]))
+
+
+DERPER = Derper()
+
+Answer = bytes | Silence | Endless | Derper
 Answers = Callable[[str, dict[str, str]], Answer]
 
 
 def https_answers(path: str, _headers: dict[str, str]) -> Answer:
     """Answer as derper behind Caddy does on port 443."""
     if path == "/derp":
-        return upgraded()
+        return DERPER
     if path == "/derp/latency-check":
         return response("200 OK", access_control_allow_origin="*")
     if path.startswith("/debug"):
@@ -256,7 +321,7 @@ class _Server:
 
     def _port_80(self, path: str, headers: dict[str, str]) -> Answer:
         """Answer as a Caddy that lets only /generate_204 through."""
-        if path.startswith("/generate_204"):
+        if path.startswith("/generate_204?"):
             challenge = headers["x-tailscale-challenge"]
             return response("204 No Content", x_tailscale_response=f"response {challenge}")
         return response("308 Permanent Redirect", location=f"https://{DOMAIN}:{self.https_port}{path}")
@@ -270,7 +335,7 @@ class _Server:
         try:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, ssl.SSLError):
                 if scheme == "https" and self.behaviour.certificate is None:
-                    await self._answer(response("400 Bad Request"), writer)
+                    await self._answer(response("400 Bad Request"), reader, writer)
                     return
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 request, *lines = head.split("\r\n")[:-2]
@@ -278,15 +343,17 @@ class _Server:
                 pairs = (line.split(": ", 1) for line in lines)
                 headers = {name.lower(): value for name, value in pairs}
                 self.behaviour.requests.append((scheme, path, headers))
-                await self._answer(answers(path, headers), writer)
+                await self._answer(answers(path, headers), reader, writer)
         finally:
             self.connections.discard(task)
             writer.transport.abort()
 
     @staticmethod
-    async def _answer(answer: Answer, writer: asyncio.StreamWriter) -> None:
+    async def _answer(answer: Answer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if isinstance(answer, Silence):
             await asyncio.sleep(60)
+        elif isinstance(answer, Derper):
+            await answer.serve(reader, writer)
         elif isinstance(answer, Endless):
             writer.write(answer.first)
             while not writer.is_closing():

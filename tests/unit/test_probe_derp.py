@@ -9,6 +9,7 @@ import pytest
 from probe import Finding, Status, check_relay
 from probe.derp import DerpError, Frame, server_key_of
 from probe.https import check_upgrade
+from probe.relaying import CONNECTIONS
 from tests.unit.loopback_relay import (
     SERVER_KEY,
     Answer,
@@ -102,11 +103,13 @@ def test_fast_start_is_not_asked_for() -> None:
     behaviour = Behaviour()
     with running(behaviour) as relay:
         check_relay(relay, timeout=10)
-    (headers,) = (headers for _, path, headers in behaviour.requests if path == "/derp")
-    assert headers["upgrade"] == "DERP"
-    assert headers["connection"] == "Upgrade"
-    assert headers["host"] == f"{relay.domain}:{relay.https_port}"
-    assert "derp-fast-start" not in headers
+    upgrades = [headers for _, path, headers in behaviour.requests if path == "/derp"]
+    assert len(upgrades) == 1 + CONNECTIONS
+    for headers in upgrades:
+        assert headers["upgrade"] == "DERP"
+        assert headers["connection"] == "Upgrade"
+        assert headers["host"] == f"{relay.domain}:{relay.https_port}"
+        assert "derp-fast-start" not in headers
 
 
 def test_server_key_of_refuses_other_frames() -> None:

@@ -1,0 +1,218 @@
+"""Compares what DNS says of a relay's name with the relay's addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import dns.asyncresolver
+import dns.exception
+import dns.name
+import dns.rdatatype
+import dns.resolver
+from dns.nameserver import Do53Nameserver, Nameserver
+
+from probe.finding import Check, Finding, failed, ok, skipped, warning
+from probe.relay import Relay
+
+_DNS_PORT = 53
+_MOST_ALIASES = 8  # a server that is not recursive leaves them to us; more than this is a loop
+_ANSWER_WITHIN = 5.0  # seconds for all servers together; resolv.conf(5) has 5 for each
+
+# Names that no DNS server may give out, or that nobody can have: RFC 6761, RFC 8375, RFC 6762, and
+# for .internal ICANN's resolution of 2024-07-29.
+_NOT_IN_DNS = (
+    *("localhost", "test", "invalid", "example", "internal", "local", "home.arpa"),
+    *("example.com", "example.net", "example.org"),
+)
+
+_UNKNOWN_ADDRESS = (
+    "Clients whose DERP map has no literal addresses go there as well, and nothing is known of it: if it is"
+    " not the relay, they lose their peers at random."
+)
+_MISSING = (
+    "Clients whose DERP map has the relay's literal addresses do not mind; those without, browsers and who"
+    " issues certificates do not reach the relay there."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What DNS told: addresses in their short form, or in ``problem`` why there are none."""
+
+    addresses: tuple[str, ...] = ()
+    alias: str = ""
+    problem: str = ""
+    no_such_name: bool = False
+
+
+def nameservers(texts: Iterable[str]) -> list[Nameserver]:
+    """Return the DNS servers that literal addresses with or without a port name.
+
+    Raises ``ValueError`` for anything else.
+    """
+    return [_nameserver(text) for text in texts]
+
+
+def _nameserver(text: str) -> Nameserver:
+    literal, port = text, str(_DNS_PORT)
+    if text.startswith("["):
+        literal, _, port = text[1:].partition("]:")
+    elif text.count(":") == 1:
+        literal, _, port = text.partition(":")
+    try:
+        return Do53Nameserver(str(ipaddress.ip_address(literal)), _port(port))
+    except ValueError as error:
+        raise ValueError(
+            f"DNS server {text!r} is not a literal address; give one such as 192.0.2.1, 192.0.2.1:5353 or"
+            " [2001:db8::1]:5353"
+        ) from error
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 < port < 1 << 16:
+        raise ValueError(text)
+    return port
+
+
+async def check_dns(relay: Relay, servers: Sequence[Nameserver], *, within: float) -> Finding:
+    """Ask for A and AAAA records; ``within`` is the limit for all together, in seconds.
+
+    With no ``servers`` the system's are asked.
+    """
+    if not servers and _is_never_in_dns(relay.domain):
+        return skipped(Check.DNS, "", f"not asked: {relay.domain} is a name that DNS does not have")
+    if not servers and all(ipaddress.ip_address(address).is_loopback for address in relay.addresses):
+        return skipped(
+            Check.DNS,
+            "",
+            "not compared: the relay was asked at loopback addresses",
+            mend="Give the relay's public addresses.",
+        )
+    try:
+        asking = dns.asyncresolver.Resolver(configure=not servers)
+    except dns.resolver.NoResolverConfiguration:
+        return skipped(Check.DNS, "", "not asked: this machine has no DNS server", mend="Name one.")
+    if servers:
+        asking.nameservers = servers
+    asking.lifetime = min(within, _ANSWER_WITHIN)
+    domain = dns.name.from_text(relay.domain)
+    ipv4, ipv6 = await asyncio.gather(
+        _ask(asking, domain, dns.rdatatype.A), _ask(asking, domain, dns.rdatatype.AAAA)
+    )
+    problem = ipv4.problem or ipv6.problem
+    if problem:
+        # A resolver that tells nothing of the root either is broken itself, or has no way to the Internet.
+        root = await _ask(asking, dns.name.root, dns.rdatatype.NS)
+        if root.problem:
+            return skipped(
+                Check.DNS, "", f"not judged: {problem}", mend="Ask again, or name other DNS servers."
+            )
+        return failed(
+            Check.DNS,
+            "",
+            f"{relay.domain}: {problem}",
+            mend="See that the domain is registered and paid for, that its name servers answer, and that"
+            " DNSSEC records, if it has any, are right.",
+        )
+    return judge(relay, ipv4, ipv6, certain=bool(servers))
+
+
+def _is_never_in_dns(domain: str) -> bool:
+    labels = domain.lower().split(".")
+    return any(".".join(labels[-len(end.split(".")) :]) == end for end in _NOT_IN_DNS)
+
+
+async def _ask(
+    asking: dns.asyncresolver.Resolver, name: dns.name.Name, kind: dns.rdatatype.RdataType
+) -> _Told:
+    """Ask for records of one kind, following aliases that the server leaves to us."""
+    alias = ""
+    for _ in range(_MOST_ALIASES):
+        try:
+            answer = await asking.resolve(name, kind, raise_on_no_answer=False, search=False)
+        except dns.resolver.NXDOMAIN:
+            return _Told(alias=alias, no_such_name=True)
+        except dns.exception.Timeout:
+            return _Told(problem="no DNS server answered in time")
+        except dns.resolver.NoNameservers as error:
+            codes = sorted({str(each[4]) for each in error.kwargs.get("errors", ()) if each[4]})
+            return _Told(problem=f"the DNS servers answer {', '.join(codes) or 'nothing of use'}")
+        except (dns.exception.DNSException, OSError) as error:
+            return _Told(problem=f"DNS failed: {error}")
+        if answer.canonical_name != name:
+            alias = answer.canonical_name.to_text(omit_final_dot=True)
+        if answer.rrset is not None or answer.canonical_name == name:
+            return _Told(tuple(sorted(_addresses(answer))), alias)
+        name = answer.canonical_name
+    return _Told(problem="the name is an alias of an alias, and so on without end")
+
+
+def _addresses(answer: dns.resolver.Answer) -> Sequence[str]:
+    if answer.rrset is None:
+        return ()
+    kinds = (dns.rdatatype.A, dns.rdatatype.AAAA)
+    return [str(ipaddress.ip_address(each.address)) for each in answer.rrset if each.rdtype in kinds]
+
+
+def judge(relay: Relay, ipv4: _Told, ipv6: _Told, *, certain: bool) -> Finding:
+    """Compare what was told with the relay's addresses.
+
+    A name may lead elsewhere in private networks than it does outside; unless it
+    is ``certain`` that the right servers were asked, that is not judged.
+    """
+    told = (*ipv4.addresses, *ipv6.addresses)
+    alias = ipv4.alias or ipv6.alias
+    name = f"{relay.domain} (alias of {alias})" if alias else relay.domain
+    facts = {"dns_addresses": ", ".join(told)}
+    if not told:
+        missing = "does not exist in DNS" if ipv4.no_such_name else "has neither A nor AAAA record"
+        return failed(Check.DNS, "", f"{name} {missing}", facts=facts)
+
+    families = {":" in address for address in relay.addresses}
+    extra = [address for address in told if address not in relay.addresses]
+    elsewhere = [address for address in extra if (":" in address) in families]
+    missing_ones = [address for address in relay.addresses if address not in told]
+    seen = f"{name} leads to {', '.join(told)}"
+    if not extra and not missing_ones:
+        return ok(Check.DNS, "", f"{seen}, as it should", facts=facts)
+    if not certain and not all(ipaddress.ip_address(address).is_global for address in relay.addresses):
+        return skipped(
+            Check.DNS,
+            "",
+            f"{seen}; not compared: the relay was asked at addresses that are not public",
+            mend="Give the relay's public addresses.",
+            facts=facts,
+        )
+    if elsewhere or len(missing_ones) == len(relay.addresses):
+        wrong = elsewhere or extra
+        return failed(
+            Check.DNS,
+            "",
+            f"{seen}; {', '.join(wrong)} is not the relay's, which has {', '.join(relay.addresses)}",
+            facts=facts,
+        )
+    if missing_ones:
+        return warning(
+            Check.DNS,
+            "",
+            f"{seen}, but not to {', '.join(missing_ones)}",
+            meaning=_MISSING,
+            mend=f"Make {' and '.join(_kinds(missing_ones))} record for it as well.",
+            facts=facts,
+        )
+    return warning(
+        Check.DNS,
+        "",
+        f"{seen}; the relay is not said to have {', '.join(extra)}, and nothing was asked there",
+        meaning=_UNKNOWN_ADDRESS,
+        mend="Check the relay there as well, and name the address in the DERP map; or remove the record.",
+        facts=facts,
+    )
+
+
+def _kinds(addresses: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys("an AAAA" if ":" in address else "an A" for address in addresses))
