@@ -31,8 +31,8 @@ class MapNode:
     """A node of a DERP map, as clients take it (tailscale ``tailcfg/derpmap.go``, ``DERPNode``).
 
     ``ipv4`` and ``ipv6`` are literal addresses, empty where clients ask DNS, and
-    ``None`` where the map says that the family is not used. ``serves_derp`` is
-    false for a node that has STUN alone, ``serves_stun`` for one without STUN.
+    ``None`` where the map says that the family is not used. ``https_port`` is
+    ``None`` for a node that has STUN alone, ``stun_port`` for one without STUN.
     ``verified`` is whether clients verify its certificate.
     """
 
@@ -41,11 +41,9 @@ class MapNode:
     domain: str
     ipv4: str | None
     ipv6: str | None
-    https_port: int
-    stun_port: int
+    https_port: int | None
+    stun_port: int | None
     can_port_80: bool
-    serves_derp: bool
-    serves_stun: bool
     verified: bool
 
 
@@ -184,18 +182,15 @@ def _lower_keys(value: Any) -> Any:
 
 
 def _map_node(region: str, node: _Node) -> MapNode:
-    serves_stun = node.stunport != _NO_STUN
     return MapNode(
         region=region,
         name=node.name,
         domain=node.hostname,
         ipv4=_address(node.ipv4, 4),
         ipv6=_address(node.ipv6, 6),
-        https_port=node.derpport or HTTPS_PORT,
-        stun_port=(node.stunport if serves_stun else 0) or STUN_PORT,
+        https_port=None if node.stunonly else node.derpport or HTTPS_PORT,
+        stun_port=None if node.stunport == _NO_STUN else node.stunport or STUN_PORT,
         can_port_80=node.canport80,
-        serves_derp=not node.stunonly,
-        serves_stun=serves_stun,
         verified=not node.insecurefortests,
     )
 

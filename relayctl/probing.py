@@ -111,8 +111,6 @@ async def ask_node(
             ca_roots=root,
             server_key=key,
             verified=node.verified,
-            serves_derp=node.serves_derp,
-            serves_stun=node.serves_stun,
         )
     )
 

@@ -32,8 +32,6 @@ EXPECTED = MapNode(
     https_port=443,
     stun_port=3478,
     can_port_80=True,
-    serves_derp=True,
-    serves_stun=True,
     verified=True,
 )
 GIVEN = {**NODE, "IPv4": "203.0.113.7", "IPv6": "2001:db8::7", "CanPort80": True}
@@ -87,8 +85,8 @@ def test_the_same_map_in_every_form(text: str, tmp_path: Path) -> None:
         ({"IPv4": "2001:db8::7"}, {"ipv4": None, "ipv6": ""}),
         ({"DERPPort": 8443, "STUNPort": 3479}, {"https_port": 8443, "stun_port": 3479}),
         ({"DERPPort": 0, "STUNPort": 0}, {"https_port": 443, "stun_port": 3478}),
-        ({"STUNPort": -1}, {"serves_stun": False, "serves_derp": True}),
-        ({"STUNOnly": True}, {"serves_stun": True, "serves_derp": False}),
+        ({"STUNPort": -1}, {"stun_port": None, "https_port": 443}),
+        ({"STUNOnly": True}, {"stun_port": 3478, "https_port": None}),
         ({"InsecureForTests": True}, {"verified": False}),
         ({"CertName": "derp.example.com"}, {"verified": True}),
     ],

@@ -102,31 +102,22 @@ def test_not_more_are_asked_at_once_than_may_be() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "addresses", "http_port", "derp", "stun", "verified"),
+    ("fields", "addresses", "ports", "verified"),
     [
-        ({"IPv4": "127.0.0.2", "IPv6": "::1"}, ("127.0.0.2", "::1"), None, True, True, True),
-        ({**V4, "CanPort80": True}, ("127.0.0.2",), 80, True, True, True),
+        ({"IPv4": "127.0.0.2", "IPv6": "::1"}, ("127.0.0.2", "::1"), (443, None, 3478), True),
+        ({**V4, "CanPort80": True}, ("127.0.0.2",), (443, 80, 3478), True),
         # the name leads to 127.0.0.1, says the file of hosts
-        ({"IPv6": "none"}, ("127.0.0.1",), None, True, True, True),
-        ({**V4, "STUNOnly": True}, ("127.0.0.2",), None, False, True, True),
-        ({**V4, "STUNPort": -1}, ("127.0.0.2",), None, True, False, True),
-        (
-            {"IPv4": "127.0.0.2", "IPv6": "none", "InsecureForTests": True},
-            ("127.0.0.2",),
-            None,
-            True,
-            True,
-            False,
-        ),
+        ({"IPv6": "none"}, ("127.0.0.1",), (443, None, 3478), True),
+        ({**V4, "STUNOnly": True}, ("127.0.0.2",), (None, None, 3478), True),
+        ({**V4, "STUNPort": -1}, ("127.0.0.2",), (443, None, None), True),
+        ({**V4, "InsecureForTests": True}, ("127.0.0.2",), (443, None, 3478), False),
     ],
 )
-def test_a_node_is_asked_as_the_map_says(  # noqa: PLR0913 - what is expected of each
+def test_a_node_is_asked_as_the_map_says(
     fields: dict[str, object],
     addresses: tuple[str, ...],
-    http_port: int | None,
+    ports: tuple[int | None, ...],
     *,
-    derp: bool,
-    stun: bool,
     verified: bool,
 ) -> None:
     node = {"Name": "900a", "RegionID": 900, "HostName": "localhost", **fields}
@@ -140,8 +131,9 @@ def test_a_node_is_asked_as_the_map_says(  # noqa: PLR0913 - what is expected of
     (parsed,) = nodes_of(text, "map")
     assert asyncio.run(ask_node(parsed, ask, root=None, key="ab" * 32)) == [GOOD]
     (relay,) = asked
-    assert (relay.addresses, relay.http_port) == (addresses, http_port)
-    assert (relay.serves_derp, relay.serves_stun, relay.verified) == (derp, stun, verified)
+    assert relay.addresses == addresses
+    assert (relay.https_port, relay.http_port, relay.stun_port) == ports
+    assert relay.verified is verified
     assert relay.server_key == "ab" * 32
 
 
