@@ -170,6 +170,9 @@ def test_a_derp_map_is_asked_and_every_report_tells_the_same(tmp_path: Path) -> 
         done = run(*arguments, "--json", "--accept-key", "--junit", xml, "--prometheus", metrics)
         told = json.loads(done.stdout)
         assert json.loads(keys.read_text()) == {DOMAIN: SERVER_KEY.hex()}
+
+        keys.write_text(json.dumps({DOMAIN: "ff" * 32}))
+        changed = run(*arguments, "--json")
     (found,) = told["relays"]
     assert (found["region"], found["domain"], found["stack"]) == ("home", DOMAIN, "")
     assert done.exit_code == told["exit_code"] == (0 if found["up"] else BROKEN)
@@ -185,6 +188,10 @@ def test_a_derp_map_is_asked_and_every_report_tells_the_same(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         path.name for path in (derp_map, root, keys, xml, metrics)
     )
+
+    assert changed.exit_code == BROKEN
+    (other,) = json.loads(changed.stdout)["relays"]
+    assert "server-key" in {f["check"] for f in other["findings"] if f["status"] == "failed"}
 
 
 @pytest.mark.usefixtures("_signals_kept")
