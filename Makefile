@@ -1,6 +1,6 @@
 # Every target is thin: setup.sh makes .venv as the lock files say, the rest is done from it.
 .DEFAULT_GOAL := help
-.PHONY: help setup preview up down rebuild sandbox-up sandbox-down test test-unit test-engine test-relay test-regions test-live bench-changes prepare-tests lint format lock
+.PHONY: help setup preview up down rebuild fleet sandbox-up sandbox-down test test-unit test-engine test-relay test-regions test-live bench-changes bench-fleet prepare-tests lint format lock
 
 PYTHON := .venv/bin/python
 # whose file is stacks/Pulumi.$(STACK).yaml
@@ -13,10 +13,12 @@ help:
 	@echo "make preview STACK=name   show what make up would change, and whether relay sessions would end"
 	@echo "make down    remove all that it made but certificates and keys (ARGS=--volumes: these too)"
 	@echo "make rebuild STACK=name   make that stack's server anew, with its addresses, certificates and keys"
+	@echo "make fleet ARGS=\"up --all\"   bring up all regions in turn; also preview, refresh, destroy, status (docs/fleet.md)"
 	@echo "make sandbox-up REGION=eu-nuremberg   show a whole region on this machine; sandbox-down removes it"
 	@echo "make setup   bring what they need, and change nothing that runs"
 	@echo "make test    all tests; test-unit, test-engine, test-relay, test-regions are its parts"
 	@echo "make bench-changes   what changes of sites and images cost, measured here"
+	@echo "make bench-fleet     what 1, 5 and 20 regions cost in time and memory, measured here"
 	@echo "make lint    ruff, mypy and shellcheck"
 	@echo "make lock    renew the requirements lock files"
 
@@ -28,6 +30,10 @@ sandbox-up sandbox-down:
 setup preview up down rebuild:
 	@./setup.sh
 	@$(PYTHON) -m relayctl $@ $(STACK) $(ARGS)
+
+fleet:
+	@./setup.sh
+	@$(PYTHON) -m relayctl fleet $(ARGS)
 
 # one after the other: each lane has the machine to itself
 .NOTPARALLEL:
@@ -62,6 +68,10 @@ prepare-tests:
 # what changes of sites and images cost, in sizes, ratios and seconds; ten minutes, as root
 bench-changes: prepare-tests
 	$(PYTHON) -m bench.changes $(ARGS)
+
+# what fleets of regions cost, in seconds and memory; half an hour, as root
+bench-fleet: prepare-tests
+	$(PYTHON) -m bench.fleet $(ARGS)
 
 lint:
 	@./setup.sh --dev

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -37,8 +36,7 @@ _STYLES = {
     Outcome.CHECK_FAILED: "bold red",
     Outcome.FAILED: "bold red",
 }
-_RESUME = "relayctl fleet up --resume"
-_HOW_RUN = "(in this folder: .venv/bin/python -m relayctl ...)"
+_RESUME = 'make fleet ARGS="up --resume"'
 
 
 def _labels(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
@@ -149,7 +147,8 @@ def _last_record() -> Record:
     record = Record.load()
     if record is None:
         raise PrerequisiteError(
-            "there is no rollout to go on with", "relayctl fleet up --all   or name stacks, or give --label"
+            "there is no rollout to go on with",
+            'make fleet ARGS="up --all"   or name stacks, or give --label',
         )
     return record
 
@@ -209,7 +208,7 @@ def _tell_rollout(record: Record, found: Sequence[Member], console: Console, *, 
     if record.is_stopped():
         console.print("\n[bold red]Stopped:[/] no further region was begun.", soft_wrap=True)
     if resume:
-        console.print(f"\nTo go on: {resume}   {_HOW_RUN}", soft_wrap=True, markup=False)
+        console.print(f"\nTo go on: {resume}", soft_wrap=True)
 
 
 def _what_next(part: Part) -> str:
@@ -475,7 +474,7 @@ def _tell_statuses(
     reports: list[Report | None] = [each.report for each in statuses]
     for stack, what in fleet_status.broken(reports).items():
         console.print(f"[bold red]{stack} is broken:[/] {what}", soft_wrap=True)
-        console.print(f"  what it means, and how to mend it: relayctl probe {stack}", soft_wrap=True)
+        console.print(f"  what it means, and how to mend it: make probe STACK={stack}", soft_wrap=True)
     for each in statuses:
         if each.error:
             console.print(Text(f"{each.member.stack}: {each.error}"), soft_wrap=True)
@@ -520,8 +519,7 @@ def _tell_failures(done: Sequence[tuple[Child, str]], console: Console) -> None:
         if child.code != 0:
             console.print(f"\n[bold]{child.stack}[/], failed:", soft_wrap=True)
             console.print(Text(_indented(child.error())), soft_wrap=True)
-            again = shlex.join(["relayctl", *child.arguments[:2]])
-            console.print(Text(f"  all that it said: {child.log}; again: {again}"), soft_wrap=True)
+            console.print(Text(f"  all that it said: {child.log}"), soft_wrap=True)
 
 
 def _print_json(
