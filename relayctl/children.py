@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -34,11 +36,15 @@ _COLUMNS = "120"
 
 @dataclass
 class Child:
-    """A run of the command line for ``stack``, which writes to ``log`` alone."""
+    """A run of the command line for ``stack``, which writes to ``log`` alone.
+
+    With ``found`` it is told to write there, as JSON, what it found (``--found``).
+    """
 
     stack: str
     arguments: Sequence[str]
     log: Path
+    found: Path | None = None
     began: float = field(default_factory=time.monotonic)
     seconds: float = 0
     code: int | None = None
@@ -54,11 +60,14 @@ class Child:
         self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # One that a killed run left may still write to the file of before.
         self.log.unlink(missing_ok=True)
+        if self.found is not None:
+            self.found.unlink(missing_ok=True)
+        told = [] if self.found is None else ["--found", str(self.found)]
         with disk_full_explained(self.log), self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [
                     *pulumi_process.ending_with_parent(),
-                    *(sys.executable, "-m", "relayctl", *self.arguments),
+                    *(sys.executable, "-m", "relayctl", *self.arguments, *told),
                 ],
                 cwd=PROJECT_FOLDER,
                 env={"COLUMNS": _COLUMNS, **os.environ, "PYTHONUNBUFFERED": "1"},
@@ -81,6 +90,13 @@ class Child:
         """Ask it to end in order; the second time it ends at once (`pulumi_process`)."""
         assert self._process is not None  # noqa: S101
         self._process.send_signal(signal.SIGINT)
+
+    def what_it_found(self) -> Any:
+        """Return what it wrote to ``found``; ``None`` if it did not, as for a stack that was never up."""
+        try:
+            return None if self.found is None else json.loads(self.found.read_text())
+        except FileNotFoundError:
+            return None
 
     def last_line(self) -> str:
         """Return what it said last."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -132,8 +131,3 @@ def broken(reports: Sequence[Report | None]) -> dict[str, str]:
         for report in reports
         if report is not None and report.status is probe.Status.FAILED
     }
-
-
-def changes_in(text: str) -> tuple[Change, ...]:
-    """Return the changes that `relayctl refresh --found` wrote."""
-    return tuple(map(Change.from_json, json.loads(text)))
