@@ -1,6 +1,6 @@
 # Every target is thin: setup.sh makes .venv as the lock files say, the rest is done from it.
 .DEFAULT_GOAL := help
-.PHONY: help setup preview up down rebuild fleet sandbox-up sandbox-down test test-unit test-engine test-relay test-regions test-live bench-changes bench-fleet prepare-tests lint format lock
+.PHONY: help setup preview up down rebuild probe map fleet sandbox-up sandbox-down test test-unit test-engine test-relay test-regions test-live bench-changes bench-fleet prepare-tests lint format lock
 
 PYTHON := .venv/bin/python
 # whose file is stacks/Pulumi.$(STACK).yaml
@@ -15,6 +15,8 @@ help:
 	@echo "make rebuild STACK=name   make that stack's server anew, with its addresses, certificates and keys"
 	@echo "make fleet ARGS=\"up --all\"   bring up all regions in turn; also preview, refresh, destroy, status (docs/fleet.md)"
 	@echo "make sandbox-up REGION=eu-nuremberg   show a whole region on this machine; sandbox-down removes it"
+	@echo "make probe   check all relays that are up as Tailscale's clients use them (STACK=name: that one)"
+	@echo "make map     print the DERP map of all relays that are up (STACK=name: of that one)"
 	@echo "make setup   bring what they need, and change nothing that runs"
 	@echo "make test    all tests; test-unit, test-engine, test-relay, test-regions are its parts"
 	@echo "make bench-changes   what changes of sites and images cost, measured here"
@@ -30,6 +32,11 @@ sandbox-up sandbox-down:
 setup preview up down rebuild:
 	@./setup.sh
 	@$(PYTHON) -m relayctl $@ $(STACK) $(ARGS)
+
+# of all stacks that are up, unless STACK was given
+probe map:
+	@./setup.sh
+	@$(PYTHON) -m relayctl $@ $(if $(filter file,$(origin STACK)),,$(STACK)) $(ARGS)
 
 fleet:
 	@./setup.sh

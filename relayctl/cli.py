@@ -33,6 +33,7 @@ from relayctl import (
 )
 from relayctl.command import make_command, where
 from relayctl.fleet_command import fleet
+from relayctl.map_command import map_command
 from relayctl.plan import Plan, Sessions
 from relayctl.prerequisites import image_contexts, registry
 from relayctl.prerequisites.errors import PrerequisiteError
@@ -51,6 +52,7 @@ def main() -> None:
     """Run your own Tailscale DERP relays behind Caddy."""
 
 
+main.add_command(map_command)
 main.add_command(probe_command)
 main.add_command(fleet)
 main.add_command(refresh)

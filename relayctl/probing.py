@@ -6,7 +6,10 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 
+import httpx
+
 import probe
+from probe import fetch, port80
 from probe.finding import failed
 from probe.relay import HTTP_PORT
 from relayctl.derp_map_file import MapNode
@@ -113,6 +116,28 @@ async def ask_node(
             verified=node.verified,
         )
     )
+
+
+async def ask_port_80(relay: probe.Relay, *, seconds: float) -> list[probe.Finding]:
+    """Return what the captive portal check finds at each address of a relay, none for one without port 80.
+
+    ``seconds`` is the limit for all together.
+    """
+    port = relay.http_port
+    if port is None:
+        return []
+    deadline = asyncio.get_running_loop().time() + seconds
+
+    async def asked(address: str) -> probe.Finding:
+        try:
+            return await port80.check_captive_portal(address, port, http)
+        except TimeoutError:
+            return failed(probe.Check.CAPTIVE_PORTAL, address, f"no complete answer within {seconds:g} s")
+        except (OSError, httpx.HTTPError) as error:
+            return failed(probe.Check.CAPTIVE_PORTAL, address, fetch.explain(error))
+
+    async with fetch.Client(relay.tls_context(), deadline) as http:
+        return list(await asyncio.gather(*map(asked, relay.addresses)))
 
 
 async def _looked_up(name: str, family: socket.AddressFamily) -> list[str]:

@@ -45,14 +45,15 @@ class UnknownRelay:
 
 
 def of_stacks(
-    names: Sequence[str], progress: Progress, *, parallel: int
+    names: Sequence[str], progress: Progress, *, parallel: int, with_roots: bool = True
 ) -> tuple[list[StackRelay], list[UnknownRelay]]:
     """Return the relays of the stacks ``names``, by default of all that are up, and what cannot be known.
 
     Read are the stack's file, the outputs in Pulumi's state, and what the last
     ``up`` from this folder left: the root of Caddy's own authority and the relay's
-    key. One stack that cannot be read takes nothing from the others. No
-    passphrase is needed: no secret is read.
+    key; not the root unless ``with_roots``, for who opens no TLS connection. One
+    stack that cannot be read takes nothing from the others. No passphrase is
+    needed: no secret is read.
     """
     exported = state_reader(progress)
 
@@ -61,7 +62,7 @@ def of_stacks(
             if names:
                 # A name that is mistyped is told by the files that there are.
                 read_stack_file(stack)
-            return of_state(stack, exported(stack), progress)
+            return of_state(stack, exported(stack), progress, with_root=with_roots)
         except StackMissingError as error:
             return UnknownRelay(stack, error) if names else None
         except (PrerequisiteError, SettingsError) as error:
@@ -76,8 +77,10 @@ def of_stacks(
     )
 
 
-def of_state(stack: str, deployment: Mapping[str, Any], progress: Progress) -> StackRelay:
-    """Return the relay of a stack whose state is ``deployment``.
+def of_state(
+    stack: str, deployment: Mapping[str, Any], progress: Progress, *, with_root: bool = True
+) -> StackRelay:
+    """Return the relay of a stack whose state is ``deployment``, ``with_root`` to verify it by.
 
     Raises ``StackMissingError`` where the stack is not up, ``SettingsError`` for its file.
     """
@@ -95,7 +98,7 @@ def of_state(stack: str, deployment: Mapping[str, Any], progress: Progress) -> S
         relay_check.relay_of(
             settings,
             _addresses(settings, outputs, progress),
-            _root(stack, settings),
+            _root(stack, settings) if with_root else None,
             relay_check.noted_key(stack),
         ),
     )
@@ -118,9 +121,7 @@ def state_reader(progress: Progress) -> Callable[[str], Mapping[str, Any]]:
         try:
             text = command.run(arguments, str(PROJECT_FOLDER), cli.environment).stdout
         except automation.StackNotFoundError as error:
-            raise StackMissingError(
-                f"Pulumi knows of no stack {stack}", make_command("up", stack)
-            ) from error
+            raise StackMissingError(f"Pulumi knows of no stack {stack}", make_command("up", stack)) from error
         except automation.CommandError as error:
             said = str(error).rpartition("stderr:")[2].strip()
             raise UpdateFailedError(
