@@ -39,7 +39,7 @@ _MISSING = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class Told:
     """What DNS told: addresses in their short form, or in ``problem`` why there are none."""
 
     addresses: tuple[str, ...] = ()
@@ -128,27 +128,27 @@ def _is_never_in_dns(domain: str) -> bool:
 
 async def _ask(
     asking: dns.asyncresolver.Resolver, name: dns.name.Name, kind: dns.rdatatype.RdataType
-) -> _Told:
+) -> Told:
     """Ask for records of one kind, following aliases that the server leaves to us."""
     alias = ""
     for _ in range(_MOST_ALIASES):
         try:
             answer = await asking.resolve(name, kind, raise_on_no_answer=False, search=False)
         except dns.resolver.NXDOMAIN:
-            return _Told(alias=alias, no_such_name=True)
+            return Told(alias=alias, no_such_name=True)
         except dns.exception.Timeout:
-            return _Told(problem="no DNS server answered in time")
+            return Told(problem="no DNS server answered in time")
         except dns.resolver.NoNameservers as error:
             codes = sorted({str(each[4]) for each in error.kwargs.get("errors", ()) if each[4]})
-            return _Told(problem=f"the DNS servers answer {', '.join(codes) or 'nothing of use'}")
+            return Told(problem=f"the DNS servers answer {', '.join(codes) or 'nothing of use'}")
         except (dns.exception.DNSException, OSError) as error:
-            return _Told(problem=f"DNS failed: {error}")
+            return Told(problem=f"DNS failed: {error}")
         if answer.canonical_name != name:
             alias = answer.canonical_name.to_text(omit_final_dot=True)
         if answer.rrset is not None or answer.canonical_name == name:
-            return _Told(tuple(sorted(_addresses(answer))), alias)
+            return Told(tuple(sorted(_addresses(answer))), alias)
         name = answer.canonical_name
-    return _Told(problem="the name is an alias of an alias, and so on without end")
+    return Told(problem="the name is an alias of an alias, and so on without end")
 
 
 def _addresses(answer: dns.resolver.Answer) -> Sequence[str]:
@@ -158,7 +158,7 @@ def _addresses(answer: dns.resolver.Answer) -> Sequence[str]:
     return [str(ipaddress.ip_address(each.address)) for each in answer.rrset if each.rdtype in kinds]
 
 
-def judge(relay: Relay, ipv4: _Told, ipv6: _Told, *, certain: bool) -> Finding:
+def judge(relay: Relay, ipv4: Told, ipv6: Told, *, certain: bool) -> Finding:
     """Compare what was told with the relay's addresses.
 
     A name may lead elsewhere in private networks than it does outside; unless it

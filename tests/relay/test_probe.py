@@ -164,8 +164,11 @@ def whole_again(site: Site) -> Iterator[None]:
 
 def test_all_is_well_over_both_families(site: Site) -> None:
     findings = site.findings()
-    assert {f.status for f in findings.values()} == {Status.OK}, findings
-    assert {family for _, family in findings} == {"IPv4", "IPv6"}
+    others = {check for (check, _), f in findings.items() if f.status is not Status.OK}
+    assert others == {Check.DNS}, findings
+    assert {family for _, family in findings} == {"IPv4", "IPv6", ""}
+    # From one client at each address to another there, and from one over IPv4 to one over IPv6.
+    assert {family for check, family in findings if check is Check.RELAY} == {"IPv4", "IPv6", ""}
     keys = {f.facts["server_key"] for (check, _), f in findings.items() if check is Check.UPGRADE}
     assert len(keys) == 1
     assert 0 < float(findings[Check.TLS, "IPv4"].facts["certificate_days_left"]) <= 0.5
@@ -274,7 +277,7 @@ def ask_from(away: Outside, site: Site, stun_port: int) -> dict[tuple[str, str],
 def test_from_outside_the_own_address_comes_back(site: Site) -> None:
     with outside() as away:
         findings = ask_from(away, site, site.ports["stun"])
-        assert {finding["status"] for finding in findings.values()} == {"ok"}, findings
+        assert {check for (check, _), f in findings.items() if f["status"] != "ok"} == {"dns"}, findings
         assert away.there_ipv4 in findings["stun-address", "IPv4"]["seen"]
         assert away.there_ipv6 in findings["stun-address", "IPv6"]["seen"]
     assert not Path("/var/run/netns", away.namespace).exists()

@@ -90,6 +90,8 @@ class Derper:
     """A DERP server: lets clients in and passes packets on, or fails to in a way of its own.
 
     ``introduction`` is what it says of itself, ``first`` what it says before that.
+    Clients that came to different addresses do not find each other if they are
+    kept ``apart``.
     """
 
     key: PrivateKey = SERVER
@@ -98,6 +100,7 @@ class Derper:
     introduction: bytes | None = b'{"version":2}'
     first: bytes = b""
     seals_with: PrivateKey | None = None
+    apart: bool = False
     clients: dict[bytes, asyncio.StreamWriter] = field(default_factory=dict)
     infos: list[bytes] = field(default_factory=list)
     pongs: list[bytes] = field(default_factory=list)
@@ -123,10 +126,18 @@ class Derper:
                 if kind == 0x13:
                     self.pongs.append(payload)
                 if kind == 4:
+                    if self.apart and not self._at_one_address(client, payload[:32]):
+                        writer.write(frame(8, payload[:32] + b"\x01"))
+                        continue
                     for to, answer in self.passes(client, payload[:32], payload[32:]):
                         self.clients[to].write(answer)
+        except KeyError:
+            return
         finally:
             del self.clients[client]
+
+    def _at_one_address(self, *clients: bytes) -> bool:
+        return len({self.clients[each].get_extra_info("sockname")[0] for each in clients}) == 1
 
     @staticmethod
     async def _frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
@@ -259,12 +270,13 @@ class Behaviour:
     http: Answers | None = None
     certificate: ssl.SSLContext | None = field(default_factory=lambda: GOOD_CERTIFICATE)
     stun: Callable[[bytes, tuple[str, int]], list[bytes]] | None = stun_answer
+    addresses: tuple[str, ...] = ("127.0.0.1",)
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
 
 
 @contextlib.contextmanager
 def running(behaviour: Behaviour) -> Iterator[Relay]:
-    """Run a relay on free ports of 127.0.0.1 for as long as the context lasts."""
+    """Run a relay on free ports of its addresses for as long as the context lasts."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -282,31 +294,38 @@ class _Server:
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
         self.connections: set[asyncio.Task[None]] = set()
+        self.servers: list[asyncio.Server] = []
         self.https_port = 0
 
     async def start(self) -> Relay:
         behaviour = self.behaviour
-        self.https = await asyncio.start_server(self._https, "127.0.0.1", 0, ssl=behaviour.certificate)
-        self.http = await asyncio.start_server(self._http, "127.0.0.1", 0)
+        https_port = http_port = 0
+        for address in behaviour.addresses:
+            for serve, port, context in (
+                (self._https, https_port, behaviour.certificate),
+                (self._http, http_port, None),
+            ):
+                self.servers.append(await asyncio.start_server(serve, address, port, ssl=context))
+            https_port, http_port = (server.sockets[0].getsockname()[1] for server in self.servers[-2:])
+        self.https_port = https_port
         self.udp, _ = await asyncio.get_running_loop().create_datagram_endpoint(
             lambda: _Datagrams(behaviour), local_addr=("127.0.0.1", 0)
         )
-        self.https_port = self.https.sockets[0].getsockname()[1]
         stun_port = self.udp.get_extra_info("sockname")[1]
         if behaviour.stun is None:
             self.udp.close()
         return Relay(
             DOMAIN,
-            ["127.0.0.1"],
-            https_port=self.https_port,
-            http_port=self.http.sockets[0].getsockname()[1],
+            behaviour.addresses,
+            https_port=https_port,
+            http_port=http_port,
             stun_port=stun_port,
             ca_roots=AUTHORITY.pem,
         )
 
     async def stop(self) -> None:
-        self.https.close()
-        self.http.close()
+        for server in self.servers:
+            server.close()
         self.udp.close()
         for connection in self.connections:
             connection.cancel()
