@@ -32,6 +32,7 @@ Name = Literal[
     "deliver",
     "sessions",
     "http3",
+    "derp-map-types",
     "headscale",
     "tailscale",
     "tailscaled",
@@ -107,6 +108,7 @@ PROGRAMS: dict[Name, GoProgram] = {
     # for tests and measurements
     "sessions": GoProgram("bench/sessions", "."),
     "http3": GoProgram("bench/http3", "."),
+    "derp-map-types": GoProgram("tests/relay/derp_map_types", "."),
     "headscale": GoProgram(
         "tools/headscale",
         "github.com/juanfont/headscale/cmd/headscale",
