@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -107,6 +107,8 @@ def up(  # noqa: PLR0913 - one parameter an option
             choice = Choice([part.stack for part in record.parts])
         found = stacks_here.chosen(everyone, choice)
         stacks_here.check(everyone, found)
+        if not resume:
+            _warn_of_what_is_left({member.stack for member in found}, progress)
         first = stacks_here.canaries_of(found, canaries)
         inputs = rollout.inputs_of(found)
         record = (
@@ -141,6 +143,14 @@ def _last_record() -> Record:
             'make fleet ARGS="up --all"   or name stacks, or give --label',
         )
     return record
+
+
+def _warn_of_what_is_left(stacks: Collection[str], progress: Progress) -> None:
+    """Tell which stacks the last rollout left that are not among ``stacks``: its record goes."""
+    last = Record.load()
+    left = [part.stack for part in last.left() if part.stack not in stacks] if last else []
+    if left:
+        progress.warn(f"The last rollout did not get to its end: {', '.join(left)}, left out this time.")
 
 
 def _with_what_is_broken(record: Record, found: Sequence[Member], progress: Progress) -> Record:
