@@ -93,6 +93,7 @@ def _built(progress: Progress) -> None:
         lambda: go_programs.build("sessions", progress),
         lambda: go_programs.build("http3", progress),
         lambda: go_programs.build("derp-map-types", progress),
+        lambda: go_programs.build("promtool", progress),
         lambda: go_programs.build("headscale", progress),
         lambda: go_programs.build("tailscale", progress),
         lambda: go_programs.build("tailscaled", progress),
