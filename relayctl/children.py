@@ -159,7 +159,7 @@ def run(  # noqa: PLR0913 - what begins, how many, whether, and who is told
                     ended(child)
                 shown.update(running)
         except BaseException:
-            _end(running)
+            _end(running, ask=not asked)
             raise
     if interrupts:
         raise KeyboardInterrupt
@@ -169,9 +169,11 @@ def _named(children: Sequence[Child]) -> str:
     return f"waiting for {', '.join(child.stack for child in children)}"
 
 
-def _end(running: Sequence[Child]) -> None:
+def _end(running: Sequence[Child], *, ask: bool) -> None:
+    """Wait for those that run, and ask them to end, unless they were: the second time they end at once."""
     for child in running:
-        child.ask_to_end()
+        if ask:
+            child.ask_to_end()
     for child in running:
         while not child.has_ended():
             time.sleep(_POLL_SECONDS)

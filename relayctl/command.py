@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import docker.errors
@@ -90,10 +91,15 @@ def _pulumi(settings: Settings | None, progress: Progress) -> Iterator[_Pulumi]:
         yield _Pulumi(cli, attached)
 
 
+def lock_file(stack: str) -> Path:
+    """Return the path of the file whose lock the run has that works on ``stack``, if there is one."""
+    return run_folder() / f".the stack {stack}.lock"
+
+
 @contextlib.contextmanager
 def _only_run(stack: str, progress: Progress) -> Iterator[None]:
     """Be the only run for ``stack``: wait for another one, and end what killed ones left running."""
-    with cache.locked(run_folder() / f".the stack {stack}.lock", progress):
+    with cache.locked(lock_file(stack), progress):
         pulumi_process.end_orphans(PROJECT_FOLDER, stack, progress)
         pulumi_process.mark(PROJECT_FOLDER, stack)
         yield

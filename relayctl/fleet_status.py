@@ -10,17 +10,25 @@ from typing import Any
 
 import probe
 from probe.report import Report
-from relayctl import relays
+from relayctl import command, relays
 from relayctl.fleet import Member
 from relayctl.plan import Change
 from relayctl.preflight import Known
+from relayctl.prerequisites import cache
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
 from relayctl.probing import PARALLEL, TIME_LIMIT, TIMEOUT, ask_all
 from relayctl.stack import StackMissingError, state_copy
 from settings import SettingsError
 
-UP, DOWN, NEVER_UP, INTERRUPTED, UNKNOWN = "up", "down", "never up", "interrupted", "unknown"
+UP, DOWN, NEVER_UP, AT_WORK, INTERRUPTED, UNKNOWN = (
+    "up",
+    "down",
+    "never up",
+    "at work",
+    "interrupted",
+    "unknown",
+)
 
 
 @dataclass(frozen=True)
@@ -28,10 +36,10 @@ class Status:
     """A region as it is.
 
     ``state`` is of Pulumi's state: ``interrupted`` where an update did not end well
-    and no other has since. ``last_update`` is ISO 8601, and ``resources`` counts
-    what the state has. ``report`` is what the probe found, if it was asked, and
-    ``drift`` what a refresh would change, if that was. ``error`` tells what could
-    not be found out.
+    and no other has since, ``at work`` while a command from here has the stack.
+    ``last_update`` is ISO 8601, and ``resources`` counts what the state has.
+    ``report`` is what the probe found, if it was asked, and ``drift`` what a refresh
+    would change, if that was. ``error`` tells what could not be found out.
     """
 
     member: Member
@@ -73,20 +81,22 @@ def of(found: Sequence[Member], progress: Progress, *, parallel: int) -> list[St
 
 
 def _of(member: Member, read: Callable[[str], Mapping[str, Any]], progress: Progress) -> Status:
-    interrupted = state_copy(member.stack).with_suffix(".unfinished").exists()
+    unfinished = state_copy(member.stack).with_suffix(".unfinished").exists()
+    at_work = cache.is_locked(command.lock_file(member.stack))
     error = "" if member.error is None else str(member.error)
     try:
         deployment = read(member.stack)
     except StackMissingError:
-        return Status(member, INTERRUPTED if interrupted else NEVER_UP, error=error)
+        state = AT_WORK if at_work else INTERRUPTED if unfinished else NEVER_UP
+        return Status(member, state, error=error)
     except PrerequisiteError as problem:
         return Status(member, UNKNOWN, error=str(problem))
     up = bool(Known.from_deployment(deployment).containers)
-    interrupted = interrupted or bool(deployment.get("pending_operations"))
+    unfinished = unfinished or bool(deployment.get("pending_operations"))
     status = functools.partial(
         Status,
         member,
-        INTERRUPTED if interrupted else UP if up else DOWN,
+        AT_WORK if at_work else INTERRUPTED if unfinished else UP if up else DOWN,
         (deployment.get("manifest") or {}).get("time"),
         len(deployment.get("resources") or []),
     )

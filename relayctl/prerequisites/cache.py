@@ -49,6 +49,15 @@ def locked(path: Path, progress: Progress) -> Iterator[None]:
         yield
 
 
+def is_locked(path: Path) -> bool:
+    """Tell whether a run holds the lock of the file ``path`` (`locked`)."""
+    try:
+        with path.open("rb") as file:
+            return not _try_lock(file.fileno())
+    except FileNotFoundError:
+        return False
+
+
 def entry(
     path: Path, fill: Callable[[Path], None], progress: Progress, *, whole: Callable[[Path], bool]
 ) -> Path:
