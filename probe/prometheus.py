@@ -34,7 +34,8 @@ def prometheus(reports: Sequence[Report], *, at: float, seconds: float) -> str:
     gauge("last_run_seconds", "When the probe last ran to its end, in Unix time.").set(at)
     gauge("duration_seconds", "How long that run took.").set(seconds)
 
-    for report in reports:
+    # Nodes of a DERP map may share name and region: what is broken is told last, and so holds.
+    for report in sorted(reports, key=lambda each: each.status is Status.FAILED):
         relay = (report.stack, report.region, report.domain)
         if report.judged:
             up.labels(*relay).set(report.up)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -21,10 +22,10 @@ from probe.report import Report
 from relayctl import relay_check
 from relayctl.derp_map_file import nodes_of
 from relayctl.probe_command import BROKEN, NOT_JUDGED, WRONG_ASKED, exit_code, probe_command
-from relayctl.probing import ask_all, ask_node
+from relayctl.probing import ask_all, ask_node, ask_port_80
 from settings import settings_from
 from tests.unit.declared import MINIMAL
-from tests.unit.loopback_relay import DOMAIN, SERVER_KEY, Behaviour, running
+from tests.unit.loopback_relay import DOMAIN, SERVER_KEY, Answers, Behaviour, response, running
 
 GOOD = ok(Check.STUN, "203.0.113.7", "answered")
 SOON = warning(Check.TLS, "203.0.113.7", "6 days left", meaning="", mend="")
@@ -147,6 +148,29 @@ def test_a_node_that_nobody_finds_is_broken() -> None:
     (parsed,) = nodes_of(text, "map")
     (finding,) = asyncio.run(ask_node(parsed, ask, root=None, key=None))
     assert (finding.check, finding.status) == (Check.DNS, Status.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("http", "seen"),
+    [
+        (None, "204 with the right response"),
+        (lambda _path, _headers: response("308 Permanent Redirect", location="https://x/"), "redirects"),
+        (lambda _path, _headers: response("204 No Content"), "X-Tailscale-Response is None"),
+    ],
+)
+def test_port_80_is_proved_by_the_answer_that_clients_expect(http: Answers | None, seen: str) -> None:
+    with running(Behaviour(http=http)) as relay:
+        (finding,) = asyncio.run(ask_port_80(relay, seconds=5))
+    assert (finding.status is Status.OK) is (http is None)
+    assert seen in finding.seen
+
+
+def test_port_80_of_who_does_not_answer_is_not_proved() -> None:
+    with running(Behaviour()) as relay:
+        pass
+    (finding,) = asyncio.run(ask_port_80(relay, seconds=5))
+    assert (finding.check, finding.status) == (Check.CAPTIVE_PORTAL, Status.FAILED)
+    assert asyncio.run(ask_port_80(dataclasses.replace(relay, http_port=None), seconds=5)) == []
 
 
 def map_of(relay: Relay) -> str:

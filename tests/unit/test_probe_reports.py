@@ -131,3 +131,8 @@ def test_prometheus_labels_tell_a_relay_whatever_is_in_them() -> None:
         if sample.name == "derp_probe_up"
     ]
     assert up.labels == {"stack": 'a"b\\c\nd', "region": "nbg", "domain": "derp.example.com"}
+
+
+def test_of_two_nodes_of_one_name_the_broken_one_holds() -> None:
+    for reports in ([report(BAD), report(GOOD)], [report(GOOD), report(BAD)]):
+        assert samples(*reports)["derp_probe_up", "nuremberg", "", ""] == 0
