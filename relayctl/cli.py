@@ -353,7 +353,7 @@ def _check_and_tell(stack: str, settings: Settings, running: _Running, progress:
         raise command.RelayNotRightError(
             "the relay runs, but this machine has no route to"
             f" {' or '.join(addresses)}, so it could not be checked",
-            "see from another machine: python -m probe (docs/derp-map.md)",
+            "see from another machine: relayctl probe --derp-map (docs/probe.md)",
         )
     if not probe.is_up(findings):
         progress.console.print(findings_table(title, findings))
