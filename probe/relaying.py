@@ -156,6 +156,8 @@ class Relaying:
 
     async def _between(self, addresses: list[str], findings: list[Finding]) -> Finding:
         """Pass packets between a client at the first address and one at each other address."""
+        if len({key for keys in self.keys.values() for key in keys}) > 1:
+            return skipped(Check.RELAY, "", f"not judged: {_SEVERAL}", mend="Mend server-key first.")
         bad = [f.address for f in findings if f.status is not Status.OK]
         if bad:
             return skipped(
@@ -164,8 +166,6 @@ class Relaying:
                 f"not sent from one address to another: none pass at {', '.join(bad)} alone",
                 mend="Mend what is told of that address first.",
             )
-        if len({key for keys in self.keys.values() for key in keys}) > 1:
-            return skipped(Check.RELAY, "", f"not judged: {_SEVERAL}", mend="Mend server-key first.")
         first, *rest = addresses
         latencies = []
         for address in rest:

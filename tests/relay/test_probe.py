@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -237,6 +240,88 @@ def test_derp_disabled(site: Site) -> None:
         assert "derp server disabled" in findings[Check.UPGRADE, "IPv4"].seen
     finally:
         without_derp.stop()
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """An admission controller that knows nobody, as headscale's /verify of another tailnet."""
+
+    def do_POST(self) -> None:
+        body = b'{"Allow":false}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_relay_that_lets_no_strangers_in(site: Site) -> None:
+    known = site.findings()[Check.SERVER_KEY, ""].facts["server_key"]
+    site.derper.stop()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as controller:
+        threading.Thread(target=controller.serve_forever).start()
+        url = f"http://127.0.0.1:{controller.server_port}/verify"
+        verifying = Process(
+            [*site.derper.command, f"-verify-client-url={url}"], site.derper.log, site.derper.env
+        )
+        verifying.start()
+        try:
+            findings = wait_until_up(site.relay, timeout=5, pause=0.2)
+        finally:
+            verifying.stop()
+            controller.shutdown()
+    assert is_up(findings), [(f.check, f.seen) for f in findings if f.status is Status.FAILED]
+    relaying = [finding for finding in findings if finding.check is Check.RELAY]
+    assert [finding.address for finding in relaying] == ["127.0.0.1", "::1", ""]
+    assert {finding.status for finding in relaying} == {Status.SKIPPED}
+    for finding in relaying[:2]:
+        assert "only lets in clients of its tailnet" in finding.seen
+        assert finding.facts == {"verifies_clients": True}
+    # The key is shown to strangers as well.
+    (key,) = (finding for finding in findings if finding.check is Check.SERVER_KEY)
+    assert (key.status, key.facts["server_key"]) == (Status.OK, known)
+
+
+def test_the_key_lost(site: Site) -> None:
+    known = str(site.findings()[Check.SERVER_KEY, ""].facts["server_key"])
+    site.derper.stop()
+    key_file = site.folder / "derper.key"
+    key_file.rename(site.folder / "derper.key.kept")
+    site.derper.start()
+    try:
+        wait_until_up(site.relay, timeout=5, pause=0.2)
+        findings = check_relay(dataclasses.replace(site.relay, server_key=known))
+    finally:
+        site.derper.stop()
+        (site.folder / "derper.key.kept").rename(key_file)
+        site.derper.start()
+    assert [finding.check for finding in findings if finding.status is Status.FAILED] == [Check.SERVER_KEY]
+
+
+def test_two_derpers_behind_one_name(site: Site) -> None:
+    port = free_port()
+    other = Process(
+        [
+            *(site.derper.command[0], f"-a=:{port}", f"-c={site.folder / 'other.key'}"),
+            *(f"-hostname={DOMAIN}", "-stun=false"),
+        ],
+        site.folder / "other.log",
+        site.derper.env,
+    )
+    other.start()
+    try:
+        balanced = f"reverse_proxy 127.0.0.1:{{derper}} 127.0.0.1:{port} {{{{\n lb_policy round_robin\n }}}}"
+        site.configure(debug=f"respond /debug* 404\n handle /derp {{{{\n {balanced}\n }}}}")
+        findings = site.findings()
+    finally:
+        other.stop()
+    assert {check for (check, _), f in findings.items() if f.status is Status.FAILED} == {Check.SERVER_KEY}
+    assert "2 different keys" in findings[Check.SERVER_KEY, ""].seen
+    assert "two or more derpers" in findings[Check.SERVER_KEY, ""].meaning.lower()
+    assert {f.mend for (check, _), f in findings.items() if check is Check.RELAY} == {
+        "Mend server-key first."
+    }
 
 
 def test_debug_pages_opened(site: Site) -> None:

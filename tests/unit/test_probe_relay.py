@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import socket
 import time
@@ -34,13 +35,14 @@ from probe.fetch import Client
 from tests.unit.loopback_relay import (
     AUTHORITY,
     DOMAIN,
-    PAGE,
     SERVER_KEY,
     Answer,
     Authority,
     Behaviour,
+    Derper,
     Endless,
     Silence,
+    frame,
     https_answers,
     response,
     running,
@@ -53,10 +55,15 @@ BEHIND_TLS = {Check.PAGE, Check.LATENCY_CHECK, Check.UPGRADE, Check.DEBUG_HTTPS,
 
 
 @pytest.fixture(autouse=True)
-def a_short_series(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send the STUN requests of a series faster than the real second: this relay is near."""
+def less_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send the STUN requests of a series faster than the real second: this relay is near.
+
+    Of the doors to debug pages only the plain ones are tried here.
+    """
     monkeypatch.setattr(probe.network, "_INTERVAL", 0.002)
     monkeypatch.setattr(probe.network, "_LAST_ANSWER_AT_LEAST", 0.2)
+    for rare in ("_OTHER_FORMS", "_KEYS"):
+        monkeypatch.setattr(probe.debug_pages, rare, ())
 
 
 def check(behaviour: Behaviour, timeout: float = 10.0) -> dict[Check, Finding]:
@@ -92,7 +99,7 @@ def with_status(findings: dict[Check, Finding], status: Status) -> set[Check]:
 def test_a_good_relay() -> None:
     behaviour = Behaviour()
     with running(behaviour) as relay:
-        findings = check_relay(relay, timeout=2)
+        findings = check_relay(relay)
     assert is_up(findings), findings
     assert [f.check for f in findings] == [c for c in Check if c is not Check.ROUTE]
     assert {f.check for f in findings if f.status is not Status.OK} == {Check.DNS}
@@ -132,6 +139,72 @@ def test_bad_certificates(certificate: Callable[[], object], words: str) -> None
     assert {findings[c].mend for c in BEHIND_TLS - BEHIND_UPGRADE} == {"Mend tls first."}
     assert words in findings[Check.TLS].seen
     assert findings[Check.TLS].mend
+
+
+@pytest.mark.parametrize(
+    ("from_day", "to_day", "status"),
+    [
+        (-79, 21, Status.OK),
+        (-81, 19, Status.WARNING),
+        (-0.39, 0.11, Status.OK),  # Caddy's own authority: 12 hours, of which 2.4 are a fifth
+        (-0.41, 0.09, Status.WARNING),
+    ],
+)
+def test_a_certificate_that_should_have_been_renewed(from_day: float, to_day: float, status: Status) -> None:
+    findings = check(Behaviour(certificate=AUTHORITY.server_context(from_day=from_day, to_day=to_day)))
+    tls = findings[Check.TLS]
+    assert tls.status is status, tls
+    assert is_up(findings.values())
+    assert findings[Check.RELAY].status is Status.OK
+    assert ("renewed by now" in tls.meaning) is (status is Status.WARNING)
+    assert bool(tls.mend) is (status is Status.WARNING)
+
+
+def test_a_relay_whose_certificate_clients_do_not_verify() -> None:
+    with running(Behaviour(certificate=OTHER_AUTHORITY.server_context("other.example.org"))) as relay:
+        findings = {f.check: f for f in check_relay(dataclasses.replace(relay, verified=False))}
+    assert findings[Check.TLS].status is Status.OK
+    assert "not verified, as clients are told" in findings[Check.TLS].seen
+    assert not with_status(findings, Status.FAILED)
+
+
+def test_stun_alone_and_relaying_alone() -> None:
+    with running(Behaviour()) as relay:
+        no_relaying = {
+            f.check: f for f in check_relay(dataclasses.replace(relay, https_port=None, http_port=None))
+        }
+        no_stun = {f.check: f for f in check_relay(dataclasses.replace(relay, stun_port=None))}
+    at_stun = {Check.STUN, Check.STUN_ADDRESS, Check.NETWORK}
+    assert with_status(no_relaying, Status.OK) == {*at_stun, Check.PORTS}
+    assert not with_status(no_relaying, Status.FAILED)
+    assert with_status(no_stun, Status.SKIPPED) == at_stun
+    assert not with_status(no_stun, Status.FAILED)
+
+
+def test_another_server_key_than_the_known_one() -> None:
+    with running(Behaviour()) as relay:
+        known = check_relay(dataclasses.replace(relay, server_key=SERVER_KEY.hex().upper()))
+        other = check_relay(dataclasses.replace(relay, server_key="ab" * 32))
+    assert is_up(known)
+    (bad,) = (finding for finding in other if finding.status is Status.FAILED)
+    assert (bad.check, bad.address) == (Check.SERVER_KEY, "")
+    assert f"known is {'ab' * 32}" in bad.seen
+    assert "volume" in bad.mend
+
+
+def test_a_relay_that_lets_no_strangers_in() -> None:
+    derper = Derper(admits=lambda _: False)
+    findings = check(at("/derp", derper))
+    assert is_up(findings.values())
+    assert with_status(findings, Status.SKIPPED) == {Check.RELAY}
+    assert "only lets in clients of its tailnet" in findings[Check.RELAY].seen
+
+
+def test_a_relay_that_lets_clients_in_and_passes_nothing() -> None:
+    derper = Derper(passes=lambda a, b, _: [(a, frame(8, b + b"\x01"))])
+    findings = check(at("/derp", derper))
+    assert with_status(findings, Status.FAILED) == {Check.RELAY}
+    assert findings[Check.UPGRADE].status is Status.OK
 
 
 @pytest.mark.parametrize(
@@ -184,85 +257,6 @@ def test_other_home_pages_of_derper(answer: Answer) -> None:
 def test_latency_check_refused() -> None:
     findings = check(at("/derp/latency-check", response("404 Not Found")))
     assert with_status(findings, Status.FAILED) == {Check.LATENCY_CHECK}
-
-
-async def debug_pages(relay: Relay, http: Client) -> Finding:
-    return await probe.debug_pages.check_debug_https(relay, "127.0.0.1", http)
-
-
-VARZ = b"# TYPE derp_accepts counter\nderp_accepts 1\n"
-
-
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/debug/", b"<html><body><h1>derper debug</h1><ul><li><b>Uptime:</b> 1s</li>"),
-        ("/debug/vars", b'{\n"cmdline": ["derper"],\n"memstats": {}}'),
-        ("/debug/pprof/", b"<a href='/debug/pprof/heap'>"),
-        ("/debug/varz?debugkey=x", VARZ),
-        ("//debug/varz", VARZ),
-        ("/%64ebug/varz", VARZ),
-        ("/derp/../debug/varz", VARZ),
-        ("/", PAGE + b"<p>Debug info at <a href='/debug/'>/debug/</a>.</p>"),
-    ],
-)
-def test_debug_pages_open_on_https(path: str, body: bytes) -> None:
-    finding = alone(at(path, response("200 OK", body)), debug_pages)
-    assert finding.status is Status.FAILED
-    assert f"{path} (Host {DOMAIN}" in finding.seen
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("x-forwarded-for", "127.0.0.1"),
-        ("x-forwarded-for", "100.64.0.1"),
-        ("x-forwarded-for", ""),
-        ("x-real-ip", "127.0.0.1"),
-        ("forwarded", "for=127.0.0.1"),
-        ("connection", "X-Forwarded-For"),
-        ("x-original-url", "/debug/varz"),
-    ],
-)
-def test_debug_pages_that_a_forged_header_opens(name: str, value: str) -> None:
-    def answers(path: str, headers: dict[str, str]) -> Answer:
-        if headers.get(name) == value:
-            return response("200 OK", VARZ)
-        return https_answers(path, headers)
-
-    finding = alone(Behaviour(https=answers), debug_pages)
-    assert finding.status is Status.FAILED
-    assert name in finding.seen.lower()
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_debug_pages_open_on_https_under_another_name(host: str) -> None:
-    def answers(path: str, headers: dict[str, str]) -> Answer:
-        if headers["host"] == host and path == "/debug/varz":
-            return response("200 OK", VARZ)
-        return https_answers(path, headers)
-
-    finding = alone(Behaviour(https=answers), debug_pages)
-    assert finding.status is Status.FAILED
-    assert f"/debug/varz (Host {host})" in finding.seen
-
-
-def test_another_page_under_a_debug_path_is_none_of_derpers() -> None:
-    def answers(_path: str, headers: dict[str, str]) -> Answer:
-        return response("200 OK") if headers["host"] == "127.0.0.1" else response("200 OK", PAGE)
-
-    assert alone(Behaviour(https=answers), debug_pages).status is Status.OK
-
-
-def test_an_open_debug_page_shows_among_silent_ones() -> None:
-    def answers(path: str, headers: dict[str, str]) -> Answer:
-        if path == "/debug/vars":
-            return response("200 OK", b'"memstats": {}')
-        return Silence() if path != "/" else https_answers(path, headers)
-
-    finding = alone(Behaviour(https=answers), debug_pages, limit=0.4)
-    assert finding.status is Status.FAILED
-    assert "/debug/vars" in finding.seen
 
 
 def test_a_dead_derper_does_not_prove_closed_debug_pages() -> None:
@@ -336,14 +330,10 @@ def test_no_redirect() -> None:
 
 
 def test_debug_pages_open_on_http() -> None:
-    def answers(path: str, headers: dict[str, str]) -> Answer:
-        if path.startswith("/debug/vars") and headers["host"] == "127.0.0.1":
-            return response("200 OK", b'"memstats": {}')
-        return response("404 Not Found")
-
-    findings = check(Behaviour(http=answers))
+    open_page = response("200 OK", b'"memstats": {}')
+    findings = check(Behaviour(http=lambda *_: open_page))
     assert findings[Check.DEBUG_HTTP].status is Status.FAILED
-    assert "/debug/vars (Host 127.0.0.1)" in findings[Check.DEBUG_HTTP].seen
+    assert findings[Check.DEBUG_HTTPS].status is Status.OK
 
 
 def test_masked_stun_address_from_the_same_machine_is_a_note() -> None:
@@ -391,7 +381,7 @@ def test_silence_everywhere_ends_in_time() -> None:
     silent = Behaviour(https=lambda *_: Silence(), http=lambda *_: Silence(), stun=lambda *_: [])
     started = time.monotonic()
     findings = check(silent, timeout=0.6)
-    assert time.monotonic() - started < 3.0
+    assert time.monotonic() - started < 30, "silence lasts a minute"
     failures = {
         Check.PAGE,
         Check.LATENCY_CHECK,
@@ -490,12 +480,14 @@ def test_waiting_until_it_is_up() -> None:
 
 
 def test_waiting_in_vain() -> None:
-    started = time.monotonic()
+    attempts: list[list[Finding]] = []
     with running(Behaviour(stun=None)) as relay:
-        findings = wait_until_up(relay, timeout=0.2, pause=0.1)
+        findings = wait_until_up(
+            relay, timeout=0.2, pause=0.1, on_attempt=lambda _, found: attempts.append(found)
+        )
     assert not is_up(findings)
+    assert findings == attempts[-1]
     assert {f.check for f in findings if f.status is Status.FAILED} == {Check.STUN}
-    assert time.monotonic() - started < 3.0
 
 
 @pytest.mark.parametrize(
@@ -508,6 +500,8 @@ def test_waiting_in_vain() -> None:
         ({"addresses": ["fe80::1%eth0"]}, "has a zone"),
         ({"https_port": 0}, "https_port 0 is not a port"),
         ({"stun_port": 65536}, "stun_port 65536 is not a port"),
+        ({"other_ports": [22, 0]}, "other_ports 0 is not a port"),
+        ({"server_key": "nodekey:ab"}, "give its 64 hexadecimal"),
         ({"ca_roots": "no certificate"}, "no certificate in PEM"),
     ],
 )
