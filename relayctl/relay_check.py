@@ -15,6 +15,7 @@ from rich.table import Table
 import probe
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
+from relayctl.probing import TIMEOUT
 from relayctl.stack import state_copy
 from relayctl.whole_file import write_whole
 from settings import HetznerHost, Settings
@@ -155,13 +156,14 @@ def check(
 
         def attempted(number: int, findings: list[probe.Finding]) -> None:
             bad = [f.check.value for f in findings if f.status is probe.Status.FAILED]
-            step.detail = f"attempt {number}: {_told(list(dict.fromkeys(bad)))}"
+            step.detail = f"attempt {number + 1}: {_told(list(dict.fromkeys(bad)))}"
 
-        first = probe.check_relay(relay)
-        if all(finding.status is probe.Status.SKIPPED for finding in first):
-            # There is no way from here to the relay's addresses, and waiting makes none.
+        first = probe.check_relay(relay, timeout=TIMEOUT)
+        # Where there is no way from here to the relay's addresses, waiting makes none.
+        if probe.is_up(first) or all(finding.status is probe.Status.SKIPPED for finding in first):
             return first
-        return probe.wait_until_up(relay, timeout=_PATIENCE, on_attempt=attempted)
+        attempted(0, first)
+        return probe.wait_until_up(relay, timeout=_PATIENCE, each=TIMEOUT, on_attempt=attempted)
 
 
 def _told(bad: list[str]) -> str:
