@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,12 +86,61 @@ def test_a_client_outside_finds_all_right_and_learns_its_own_addresses(relay: Ru
     }
 
 
-def test_derpprobe_is_content(relay: RunningRelay, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def derp_map(relay: RunningRelay, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file that `map` wrote while the relay ran."""
+    path = tmp_path_factory.mktemp("map") / "derp-map.json"
+    done = relay.checkout.relayctl("map", "--format", "json", "--output", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return path
+
+
+def test_the_map_claims_port_80_since_it_was_just_proved(relay: RunningRelay, derp_map: Path) -> None:
+    (node,) = json.loads(derp_map.read_text())["Regions"]["999"]["Nodes"]
+    assert (node["IPv4"], node["IPv6"]) == (relay.outside.here_ipv4, relay.outside.here_ipv6)
+    assert node["CanPort80"] is True
+
+
+def test_the_relay_is_found_working_by_its_stack_and_by_its_map(
+    relay: RunningRelay, derp_map: Path, tmp_path: Path
+) -> None:
+    """By the stack on the host itself, by the map from elsewhere, where nothing but two files is known."""
+    by_stack = relay.checkout.relayctl("probe", STACK, "--json")
+    told = json.loads(by_stack.stdout)
+    assert by_stack.returncode == 0, by_stack.stdout
+    (found,) = told["relays"]
+    assert (found["stack"], found["region"], found["up"]) == (STACK, "test", True)
+    keys = {f["facts"]["server_key"] for f in found["findings"] if f["check"] == "server-key"}
+    (key_file,) = (relay.checkout.folder / ".relayctl").glob("*.server-key")
+    assert keys == {key_file.read_text().strip()}
+
+    metrics = tmp_path / "relay.prom"
+    by_map = relay.outside.run(
+        [
+            *(sys.executable, "-m", "relayctl", "probe", "--derp-map", str(derp_map), "--ca", str(relay.ca)),
+            *("--prometheus", str(metrics)),
+        ],
+        cwd=relay.checkout.folder,
+    )
+    assert by_map.returncode == 0, by_map.stdout + by_map.stderr
+    assert "1 asked" in by_map.stdout
+    assert "all work" in by_map.stdout
+    assert f'derp_probe_up{{domain="{DOMAIN}",region="test",stack=""}} 1.0' in metrics.read_text()
+
+
+def test_another_key_than_the_noted_one_is_told_until_it_is_accepted(relay: RunningRelay) -> None:
+    (key_file,) = (relay.checkout.folder / ".relayctl").glob("*.server-key")
+    right = key_file.read_text()
+    key_file.write_text("ab" * 32)
+    found = relay.checkout.relayctl("probe", STACK, "--accept-key")
+    assert found.returncode == 1, found.stdout
+    assert "broken: server-key" in found.stdout
+    assert key_file.read_text() == right
+
+
+def test_derpprobe_is_content(relay: RunningRelay, derp_map: Path, tmp_path: Path) -> None:
     """Tailscale's own prober: mesh, STUN over both families, and bandwidth, through Caddy."""
     derpprobe = go_programs.build("derpprobe", Progress())
-    outputs = relay.said[relay.said.index("\n{") : relay.said.index("\n}") + 2]
-    derp_map = tmp_path / "derp-map.json"
-    derp_map.write_text(json.dumps(json.loads(outputs)["derpMap"]))
     hosts = tmp_path / "hosts"
     hosts.write_text(f"{relay.outside.here_ipv4} {DOMAIN}\n{relay.outside.here_ipv6} {DOMAIN}\n")
     # Caddy's own authority signs for 12 hours, and derpprobe's TLS probe wants a week: it is left out.
