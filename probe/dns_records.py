@@ -32,6 +32,7 @@ _UNKNOWN_ADDRESS = (
     "Clients whose DERP map has no literal addresses go there as well, and nothing is known of it: if it is"
     " not the relay, they lose their peers at random."
 )
+_MEND_RESOLVER = "Ask again, or name other DNS servers."
 _MISSING = (
     "Clients whose DERP map has the relay's literal addresses do not mind; those without, browsers and who"
     " issues certificates do not reach the relay there."
@@ -98,7 +99,16 @@ async def check_dns(relay: Relay, servers: Sequence[Nameserver], *, within: floa
         return skipped(Check.DNS, "", "not asked: this machine has no DNS server", mend="Name one.")
     if servers:
         asking.nameservers = servers
-    asking.lifetime = min(within, _ANSWER_WITHIN)
+    # Half, so that what the root's servers say can still be asked for.
+    asking.lifetime = min(within / 2, _ANSWER_WITHIN)
+    try:
+        async with asyncio.timeout(within):
+            return await _compared(relay, asking, certain=bool(servers))
+    except TimeoutError:
+        return skipped(Check.DNS, "", f"not judged: no answer within {within:.1f} s", mend=_MEND_RESOLVER)
+
+
+async def _compared(relay: Relay, asking: dns.asyncresolver.Resolver, *, certain: bool) -> Finding:
     domain = dns.name.from_text(relay.domain)
     ipv4, ipv6 = await asyncio.gather(
         _ask(asking, domain, dns.rdatatype.A), _ask(asking, domain, dns.rdatatype.AAAA)
@@ -108,9 +118,7 @@ async def check_dns(relay: Relay, servers: Sequence[Nameserver], *, within: floa
         # A resolver that tells nothing of the root either is broken itself, or has no way to the Internet.
         root = await _ask(asking, dns.name.root, dns.rdatatype.NS)
         if root.problem:
-            return skipped(
-                Check.DNS, "", f"not judged: {problem}", mend="Ask again, or name other DNS servers."
-            )
+            return skipped(Check.DNS, "", f"not judged: {problem}", mend=_MEND_RESOLVER)
         return failed(
             Check.DNS,
             "",
@@ -118,7 +126,7 @@ async def check_dns(relay: Relay, servers: Sequence[Nameserver], *, within: floa
             mend="See that the domain is registered and paid for, that its name servers answer, and that"
             " DNSSEC records, if it has any, are right.",
         )
-    return judge(relay, ipv4, ipv6, certain=bool(servers))
+    return judge(relay, ipv4, ipv6, certain=certain)
 
 
 def _is_never_in_dns(domain: str) -> bool:

@@ -163,12 +163,13 @@ class _Scan:
         await asyncio.gather(*(some() for _ in range(min(self.at_once, len(ports)))))
 
     async def _answers(self, port: int) -> bool:
+        loop = asyncio.get_running_loop()
         family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as trial:
             trial.settimeout(0)
             try:
-                async with asyncio.timeout(_ANSWER_WITHIN):
-                    await asyncio.get_running_loop().sock_connect(trial, (self.address, port))
+                async with asyncio.timeout_at(min(loop.time() + _ANSWER_WITHIN, self.deadline)):
+                    await loop.sock_connect(trial, (self.address, port))
                 # On the same machine a connection to a free port can meet itself (RFC 9293, section 3.5).
                 return bool(trial.getsockname() != trial.getpeername())
             except OSError:
