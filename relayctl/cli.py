@@ -532,7 +532,8 @@ def _tell_what_next(stack: str, settings: Settings, running: _Running, progress:
     progress.say(
         "What next:\n"
         f"  edit {where(stack)} and run `{make_command('up', stack)}` again: more sites, other names"
-        " (docs/settings.md)"
+        " (docs/settings.md)\n"
+        f"  see at any time whether it works: {make_command('probe', stack)} (docs/probe.md)"
     )
     if settings.host.kind == "local":
         progress.say('  a relay for your tailnet: README, "A real server"')
