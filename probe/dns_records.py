@@ -14,11 +14,12 @@ import dns.rdatatype
 import dns.resolver
 from dns.nameserver import Do53Nameserver, Nameserver
 
-from probe.finding import Check, Finding, failed, ok, skipped, warning
+from probe.finding import Check, Finding, Status, failed, ok, skipped, warning
 from probe.relay import Relay
 
 _DNS_PORT = 53
 _MOST_ALIASES = 8  # a server that is not recursive leaves them to us; more than this is a loop
+_MOST_NAME_SERVERS = 4
 _ANSWER_WITHIN = 5.0  # seconds for all servers together; resolv.conf(5) has 5 for each
 
 # Names that no DNS server may give out, or that nobody can have: RFC 6761, RFC 8375, RFC 6762, and
@@ -32,6 +33,7 @@ _UNKNOWN_ADDRESS = (
     "Clients whose DERP map has no literal addresses go there as well, and nothing is known of it: if it is"
     " not the relay, they lose their peers at random."
 )
+_OLD_ANSWER = "The records were changed not long ago. Who asked before, or asks the same resolver, has the old answer still."
 _MEND_RESOLVER = "Ask again, or name other DNS servers."
 _MISSING = (
     "Clients whose DERP map has the relay's literal addresses do not mind; those without, browsers and who"
@@ -126,7 +128,45 @@ async def _compared(relay: Relay, asking: dns.asyncresolver.Resolver, *, certain
             mend="See that the domain is registered and paid for, that its name servers answer, and that"
             " DNSSEC records, if it has any, are right.",
         )
-    return judge(relay, ipv4, ipv6, certain=certain)
+    finding = judge(relay, ipv4, ipv6, certain=certain)
+    if finding.status in (Status.FAILED, Status.WARNING):
+        try:
+            async with asyncio.timeout(asking.lifetime / 2):
+                if await _right_at_its_source(relay, asking, domain):
+                    return warning(
+                        Check.DNS,
+                        "",
+                        f"{finding.seen}; but the domain's own name servers say what is right",
+                        meaning=_OLD_ANSWER,
+                        mend="Wait until the old answer's time is over: an hour as a rule, a day at most.",
+                        facts=finding.facts,
+                    )
+        except TimeoutError:
+            return finding
+    return finding
+
+
+async def _right_at_its_source(
+    relay: Relay, asking: dns.asyncresolver.Resolver, domain: dns.name.Name
+) -> bool:
+    """Ask the name servers of the domain's zone themselves, which have no old answers."""
+    try:
+        zone = await dns.asyncresolver.zone_for_name(domain, resolver=asking)
+        names = [record.target for record in await asking.resolve(zone, dns.rdatatype.NS, search=False)]
+    except (dns.exception.DNSException, OSError):
+        return False
+    kinds = (dns.rdatatype.A, dns.rdatatype.AAAA)
+    hosts = await asyncio.gather(
+        *(_ask(asking, name, kind) for kind in kinds for name in names[:_MOST_NAME_SERVERS])
+    )
+    addresses = [address for host in hosts for address in host.addresses]
+    if not addresses:
+        return False
+    source = dns.asyncresolver.Resolver(configure=False)
+    source.nameservers = [Do53Nameserver(address, _DNS_PORT) for address in addresses]
+    source.lifetime = asking.lifetime
+    ipv4, ipv6 = await asyncio.gather(*(_ask(source, domain, kind) for kind in kinds))
+    return not (ipv4.problem or ipv6.problem) and judge(relay, ipv4, ipv6, certain=True).status is Status.OK
 
 
 def _is_never_in_dns(domain: str) -> bool:

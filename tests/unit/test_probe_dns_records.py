@@ -130,6 +130,27 @@ def test_aliases_are_followed() -> None:
     assert "without end" in finding.seen
 
 
+@pytest.mark.parametrize(
+    ("source", "status"),
+    [(zone([IPV4], [IPV6]), Status.WARNING), (zone(["192.0.2.2"], [IPV6]), Status.FAILED)],
+)
+def test_an_old_answer_is_told_from_a_wrong_record(
+    source: Zone, status: Status, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver_knows = {
+        ("example.net", "SOA"): ["ns.example.net. mail.example.net. 1 2 3 4 5"],
+        ("example.net", "NS"): ["ns.example.net."],
+        ("ns.example.net", "A"): ["127.0.0.1"],
+        (NAME, "A"): ["192.0.2.2"],
+        (".", "NS"): RIGHT[".", "NS"],
+    }
+    with serving(source) as own:
+        monkeypatch.setattr(probe.dns_records, "_DNS_PORT", int(own.rpartition(":")[2]))
+        finding = finding_of(resolver_knows)
+    assert finding.status is status, finding
+    assert ("own name servers say what is right" in finding.seen) is (status is Status.WARNING)
+
+
 def test_the_domains_servers_fail() -> None:
     finding = finding_of({(".", "NS"): RIGHT[".", "NS"]}, rcode="SERVFAIL")
     assert finding.status is Status.FAILED
