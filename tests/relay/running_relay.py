@@ -37,6 +37,16 @@ class RunningRelay:
         assert match, self.said
         return Path(match[1])
 
+    def derp_map(self) -> dict[str, Any]:
+        """Return the DERP map that `up` ended with (tailscale ``tailcfg.DERPMap``)."""
+        policy = self.said[self.said.index("\n{") : self.said.index("\n}") + 2]
+        return dict(json.loads(policy)["derpMap"])
+
+    def write_derp_map(self, path: Path, form: str) -> None:
+        """Have `relayctl map` write the DERP map in one of its formats."""
+        done = self.checkout.relayctl("map", STACK, "--format", form, "--output", str(path))
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def server_key(self) -> str:
         """Return the key that the relay tells a client in the DERP handshake."""
         probed = self.probe()

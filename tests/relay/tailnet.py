@@ -7,6 +7,7 @@ a way to the internet, and name servers are asked in vain.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -98,9 +99,10 @@ def forward(host: DockerHost, ends: Sequence[Outside]) -> None:
     for end in ends:
         for family, gateway in (("-4", end.here_ipv4), ("-6", end.here_ipv6)):
             _done(end.run(["ip", family, "route", "add", "default", "via", gateway]))
+    for one, other in itertools.permutations(ends, 2):
         for tables in ("iptables", "ip6tables"):
             # Docker refuses to forward what is none of its containers'.
-            rule = ["-I", "FORWARD", "-i", end.link, "!", "-o", "docker+", "-j", "ACCEPT"]
+            rule = ["-I", "FORWARD", "-i", one.link, "-o", other.link, "-j", "ACCEPT"]
             _done(host.run([tables, "-w", *rule], timeout=20))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import subprocess
@@ -14,10 +13,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from settings.base import PROJECT_FOLDER
 from tests.docker_host import DockerHost
@@ -64,7 +61,7 @@ def relay(host: DockerHost, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def tailnet(relay: RunningRelay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tailnet]:
     folder = tmp_path_factory.mktemp("tailnet")
     derp_map = folder / "derp-map.yaml"
-    derp_map.write_text(yaml.safe_dump(headscales_map(relay)))
+    relay.write_derp_map(derp_map, "headscale")
     here = relay.outside
     hosts = {DOMAIN: [here.here_ipv4, here.here_ipv6]}
     with contextlib.ExitStack() as opened:
@@ -83,20 +80,6 @@ def tailnet(relay: RunningRelay, tmp_path_factory: pytest.TempPathFactory) -> It
         made = Tailnet(relay, one, other, between, standing)
         assert "pong" in made.wait_for_pong()
         yield made
-
-
-def headscales_map(relay: RunningRelay) -> Any:
-    """Return the region that `up` ended with as headscale has it: the same, in lower case."""
-    said = relay.said
-    policy = json.loads(said[said.index("\n{") : said.index("\n}") + 2])
-
-    def lower(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key.lower(): lower(inner) for key, inner in value.items()}
-        return [lower(inner) for inner in value] if isinstance(value, list) else value
-
-    regions = policy["derpMap"]["Regions"]
-    return {"regions": {int(number): lower(region) for number, region in regions.items()}}
 
 
 def test_they_meet_at_the_relay_and_nowhere_else(tailnet: Tailnet) -> None:
