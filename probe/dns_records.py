@@ -33,7 +33,7 @@ _UNKNOWN_ADDRESS = (
     "Clients whose DERP map has no literal addresses go there as well, and nothing is known of it: if it is"
     " not the relay, they lose their peers at random."
 )
-_OLD_ANSWER = "The records were changed not long ago. Who asked before, or asks the same resolver, has the old answer still."
+_OLD_ANSWER = "The records were changed not long ago; who asks the same resolver has the old answer still."
 _MEND_RESOLVER = "Ask again, or name other DNS servers."
 _MISSING = (
     "Clients whose DERP map has the relay's literal addresses do not mind; those without, browsers and who"

@@ -522,9 +522,16 @@ def test_command_line(tmp_path: Path) -> None:
         ports.append(f"--stun-port={relay.stun_port}")
         good = run(*ports, f"--ca={roots}", "--json")
         bad = run(*ports)
+        other_key = run(*ports, f"--ca={roots}", f"--server-key={'ab' * 32}", "--other-port=22", "--json")
         wrong = run("--address", "relay.example.org")
+        no_server = run(*ports, f"--ca={roots}", "--dns-server=resolver")
     assert good.exit_code == 0, good.output
     assert json.loads(good.stdout)["up"] is True
+    assert other_key.exit_code == 1, other_key.output
+    failures = [f["check"] for f in json.loads(other_key.stdout)["findings"] if f["status"] == "failed"]
+    assert failures == ["server-key"]
+    assert no_server.exit_code == 2
+    assert "is not a literal address" in " ".join(no_server.output.split())
     assert wrong.exit_code == 2
     assert "names are not looked up" in " ".join(wrong.output.split())
     assert bad.exit_code == 1
