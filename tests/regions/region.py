@@ -80,10 +80,19 @@ class Region:
 
     def edit_host(self, **values: Any) -> None:
         """Change settings below ``host`` in the stack's file."""
-        path = self.cloud.checkout.folder / "stacks" / f"Pulumi.{self.stack}.yaml"
-        file = yaml.safe_load(path.read_text())
+        file = yaml.safe_load(self._file.read_text())
         file["config"][f"{PROJECT}:host"] |= values
-        path.write_text(yaml.safe_dump(file))
+        self._file.write_text(yaml.safe_dump(file))
+
+    def edit(self, **values: Any) -> None:
+        """Set settings in the stack's file, by their keys without the project's name."""
+        file = yaml.safe_load(self._file.read_text())
+        file["config"] |= {f"{PROJECT}:{key}": value for key, value in values.items()}
+        self._file.write_text(yaml.safe_dump(file))
+
+    @property
+    def _file(self) -> Path:
+        return self.cloud.checkout.folder / "stacks" / f"Pulumi.{self.stack}.yaml"
 
     def state(self) -> dict[str, tuple[str, bool]]:
         """Return id and protection of each resource in the state, by URN."""
