@@ -241,7 +241,6 @@ def test_people_are_told_what_is_broken_what_it_means_and_how_to_mend_it(tmp_pat
         (["--parallel", "0"], "--parallel"),
         (["--time-limit", "0"], "--time-limit"),
         (["--derp-map", "not-there.json"], "cannot be read"),
-        (["no.such-stack"], "Pulumi.no.such-stack.yaml"),
     ],
 )
 @pytest.mark.usefixtures("_signals_kept")
