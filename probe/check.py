@@ -37,9 +37,11 @@ _NO_PLAIN_HTTP = "the relay is said to serve no plain HTTP"
 _STUN_ALONE_IS_SERVED = "it is said to serve STUN alone"
 _AT_STUN = (Check.STUN, Check.STUN_ADDRESS, Check.NETWORK)
 
-# These hold the limit themselves: a request without answer hides none that is answered, and want of time is
-# no failure of the relay.
-_KEEPS_TIME = (Check.DEBUG_HTTPS, Check.DEBUG_HTTP, Check.NETWORK, Check.PORTS, Check.DNS)
+# These hold the limit for each of their requests, so that one without answer hides none that is answered.
+_KEEPS_TIME = (Check.DEBUG_HTTPS, Check.DEBUG_HTTP, Check.PORTS)
+
+# Want of time is no failure of these: what they ask has been seen to answer, or is not the relay.
+_NOT_JUDGED_WITHOUT_TIME = (Check.NETWORK, Check.DNS)
 
 # Seconds of a head start for STUN: its latency is to be the network's, not that of our own TLS work.
 _STUN_ALONE = 0.25
@@ -308,7 +310,11 @@ class _Run:
             async with asyncio.timeout_at(None if check in _KEEPS_TIME else self.deadline):
                 finding = await work
         except TimeoutError:
-            finding = failed(check, address, f"no complete answer within {self.limit:.1f} s")
+            seen = f"no complete answer within {self.limit:.1f} s"
+            if check in _NOT_JUDGED_WITHOUT_TIME:
+                finding = skipped(check, address, f"not judged: {seen}", mend="Give more time.")
+            else:
+                finding = failed(check, address, seen)
         except Exception as error:  # noqa: BLE001 -- no answer, however odd, may hide what the other checks found
             finding = failed(check, address, fetch.explain(error))
         self.report(finding)

@@ -138,7 +138,10 @@ CONSEQUENCES: Mapping[Check, tuple[str, str]] = {
         _STUN,
     ),
     Check.STUN_ADDRESS: ("", "Mend STUN first."),
-    Check.NETWORK: ("", "Look at the load of the relay's host and at its provider's network."),
+    Check.NETWORK: (
+        "How much gets lost on the way to the relay, and how long it takes, is not known.",
+        "Look at the load of the relay's host and at its provider's network.",
+    ),
     Check.CAPTIVE_PORTAL: (
         "Where the DERP map says CanPort80, clients take the answer for a captive portal.",
         _DOOR_80,

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 import probe.network
-from probe import Check, Finding, Relay, Status
+from probe import Check, Finding, Relay, Status, check_relay
 from probe.network import LONGEST_LATENCY, MOST_LOST, REQUESTS, check_network, judge
 from probe.stun import ask_often
 from tests.unit.loopback_relay import Behaviour, running, stun_answer
@@ -102,3 +102,15 @@ def test_a_refusal_is_a_loss() -> None:
         port = free.getsockname()[1]
     answered = asyncio.run(ask_often("127.0.0.1", port, requests=3, interval=0.01, last_within=0.05))
     assert answered == []
+
+
+def test_a_series_that_is_not_done_in_time_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: object, **__: object) -> Finding:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    monkeypatch.setattr(probe.network, "check_network", never)
+    with running(Behaviour()) as relay:
+        (finding,) = (f for f in check_relay(relay, timeout=1.0) if f.check is Check.NETWORK)
+    assert finding.status is Status.SKIPPED
+    assert "within 1.0 s" in finding.seen
