@@ -1,6 +1,6 @@
 # Every target is thin: setup.sh makes .venv as the lock files say, the rest is done from it.
 .DEFAULT_GOAL := help
-.PHONY: help setup preview up down rebuild probe map fleet sandbox-up sandbox-down test test-unit test-engine test-relay test-regions test-live bench-changes bench-fleet prepare-tests lint format lock
+.PHONY: help setup preview up down rebuild probe map fleet sandbox-up sandbox-down test test-unit test-engine test-relay test-regions test-live bench-changes bench-fleet bench-faults prepare-tests lint format lock
 
 PYTHON := .venv/bin/python
 # whose file is stacks/Pulumi.$(STACK).yaml
@@ -20,6 +20,7 @@ help:
 	@echo "make setup   bring what they need, and change nothing that runs"
 	@echo "make test    all tests; test-unit, test-engine, test-relay, test-regions are its parts"
 	@echo "make bench-changes   what changes of sites and images cost, measured here"
+	@echo "make bench-faults    which faults of a relay the probe and Tailscale's own tools find, made here"
 	@echo "make bench-fleet     what 1, 5 and 20 regions cost in time and memory, measured here"
 	@echo "make lint    ruff, mypy and shellcheck"
 	@echo "make lock    renew the requirements lock files"
@@ -75,6 +76,10 @@ prepare-tests:
 # what changes of sites and images cost, in sizes, ratios and seconds; ten minutes, as root
 bench-changes: prepare-tests
 	$(PYTHON) -m bench.changes $(ARGS)
+
+# which faults of a relay the probe and Tailscale's own tools find; ten minutes, as root
+bench-faults: prepare-tests
+	$(PYTHON) -m bench.faults $(ARGS)
 
 # what fleets of regions cost, in seconds and memory; half an hour, as root
 bench-fleet: prepare-tests
