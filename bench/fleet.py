@@ -2,15 +2,16 @@
 
 Each size has a sandbox's cloud of its own: a Hetzner Cloud API whose servers are
 network namespaces of this machine, each with a Docker Engine. Printed are the
-seconds of each command for all regions, and the most memory that it and all that it
-started had at once. Memory is the proportional set size (proc_pid_smaps_rollup(5)),
-in which a page that several processes share counts once. The servers' own is apart:
-in truth it is not on this machine.
+seconds of each command for all regions, those of processors, and the most memory
+that it and all that it started had at once. Memory is the proportional set size
+(proc_pid_smaps_rollup(5)), in which a page that several processes share counts once.
+The servers' own is apart: in truth it is not on this machine.
 """
 
 from __future__ import annotations
 
 import contextlib
+import resource
 import subprocess
 import sys
 import tempfile
@@ -40,9 +41,13 @@ _LIMIT = 3600.0
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds, and the most bytes that a command's processes had at once, and how many these were."""
+    """Seconds, those of processors, the most bytes that the processes had at once, and how many these were.
+
+    Seconds of processors are of all processes that have ended; other work on the machine changes them little.
+    """
 
     seconds: float
+    processor: float
     memory: int
     processes: int
 
@@ -80,6 +85,7 @@ _COMMANDS = {
 def _told(cost: Cost, size: int) -> str:
     return (
         f"{cost.seconds:.0f} s, {cost.seconds / size:.1f} a region\n"
+        f"{cost.processor:.0f} s of processors, {cost.processor / size:.1f} a region\n"
         f"{cost.memory / _MEBIBYTE:.0f} MiB, {cost.processes} processes"
     )
 
@@ -101,13 +107,19 @@ def _measured(size: int, parallel: int) -> tuple[list[Cost], int]:
 
 def _cost(cloud: Cloud, arguments: list[str]) -> Cost:
     """Run relayctl, which must end well, and return what it cost."""
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), _processor_seconds()
     with started(cloud.checkout, *arguments) as (process, log), _sampled(process) as samples:
         code = process.wait(_LIMIT)
-        seconds = time.perf_counter() - begun
+        seconds, processor = time.perf_counter() - begun, _processor_seconds() - used
     if code:
         raise SystemExit(f"relayctl {' '.join(arguments)} ended with {code}:\n{log.read_text()}")
-    return Cost(seconds, max(memory for memory, _ in samples), max(count for _, count in samples))
+    return Cost(seconds, processor, max(memory for memory, _ in samples), max(count for _, count in samples))
+
+
+def _processor_seconds() -> float:
+    """Return what processes that this one waited for have used, and those that they waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 @contextlib.contextmanager
