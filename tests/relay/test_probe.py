@@ -201,7 +201,7 @@ def test_derper_frozen(site: Site) -> None:
     assert site.derper.process is not None
     site.derper.process.send_signal(19)  # SIGSTOP: the kernel still accepts connections for it
     try:
-        failed = site.failed(timeout=1.0)
+        failed = site.failed(timeout=5.0)
     finally:
         site.derper.process.send_signal(18)  # SIGCONT
     assert failed == {Check.PAGE, Check.LATENCY_CHECK, Check.UPGRADE, Check.STUN, Check.CAPTIVE_PORTAL}
