@@ -218,6 +218,17 @@ def judge(relay: Relay, ipv4: Told, ipv6: Told, *, certain: bool) -> Finding:
     facts = {"dns_addresses": ", ".join(told)}
     if not told:
         missing = "does not exist in DNS" if ipv4.no_such_name else "has neither A nor AAAA record"
+        if relay.ca_roots is not None:
+            # Its own authority needs no DNS, and its clients are given literal addresses.
+            return warning(
+                Check.DNS,
+                "",
+                f"{name} {missing}",
+                meaning=_MISSING,
+                mend=f"Make {' and '.join(_kinds(relay.addresses))} record, or keep literal addresses in the"
+                " DERP map.",
+                facts=facts,
+            )
         return failed(Check.DNS, "", f"{name} {missing}", facts=facts)
 
     families = {":" in address for address in relay.addresses}

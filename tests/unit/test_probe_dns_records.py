@@ -17,7 +17,7 @@ import pytest
 import probe.dns_records
 from probe import Check, Finding, Relay, Status, check_relay, is_up
 from probe.dns_records import check_dns, nameservers
-from tests.unit.loopback_relay import Behaviour, running
+from tests.unit.loopback_relay import Authority, Behaviour, running
 
 NAME = "derp.example.net"
 IPV4, IPV6 = "192.0.2.1", "2001:db8::1"
@@ -109,6 +109,14 @@ def test_records(told: Zone, status: Status, words: str) -> None:
     finding = finding_of(told)
     assert finding.status is status, finding
     assert words in finding.seen
+
+
+def test_a_relay_with_an_authority_of_its_own_can_do_without_records() -> None:
+    relay = Relay(NAME, [IPV4, IPV6], ca_roots=Authority().pem)
+    finding = finding_of({(".", "NS"): RIGHT[".", "NS"]}, relay=relay)
+    assert finding.status is Status.WARNING
+    assert "does not exist in DNS" in finding.seen
+    assert finding_of(zone(["192.0.2.2"], []), relay=relay).status is Status.FAILED
 
 
 def test_an_address_of_a_family_that_the_relay_is_not_said_to_have() -> None:
