@@ -365,8 +365,9 @@ def _check_and_tell(stack: str, settings: Settings, running: _Running, progress:
             )
         raise command.RelayNotRightError(
             "the relay runs, but not all is right (see the table)",
-            f"{_docker(stack, settings, addresses)} logs {settings.caddy.container_name}, and the same"
-            f" for {settings.derper.container_name}; then run it again",
+            f"do what the table says; {_docker(stack, settings, addresses)} logs"
+            f" {settings.caddy.container_name}, and the same for {settings.derper.container_name}, may tell"
+            " more; then run it again",
         )
     _note_key(stack, findings, progress)
     progress.console.print(relay_check.summary(findings, title))
@@ -489,6 +490,7 @@ def _clear_up(
     if volumes:
         host.forget(opened)
         forget_content(opened.name)
+        relay_check.forget_key(opened.name)
     if settings is None or settings.host.kind != "local":
         return
     with host.engine(opened) as client:

@@ -72,6 +72,11 @@ def note_key(stack: str, findings: Sequence[probe.Finding]) -> str | None:
     return key
 
 
+def forget_key(stack: str) -> None:
+    """Forget the key of a relay whose volumes are gone: the next one rightly has another."""
+    _key_file(stack).unlink(missing_ok=True)
+
+
 def seen_key(findings: Sequence[probe.Finding]) -> str | None:
     """Return the one server key that all connections saw; ``None`` if none or several were seen."""
     keys = {f.facts["server_key"] for f in findings if "server_key" in f.facts}

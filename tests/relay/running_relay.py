@@ -61,6 +61,8 @@ class RunningRelay:
         done = self.outside.run(
             [
                 *[sys.executable, "-m", "probe", "--domain", DOMAIN, "--ca", str(self.ca), "--json"],
+                # as `relayctl probe` gives a relay, on a machine that has much else to do
+                *["--timeout", "20"],
                 *["--address", self.outside.here_ipv4, "--address", self.outside.here_ipv6],
             ],
             cwd=self.checkout.folder,

@@ -78,7 +78,8 @@ def test_an_upstream_that_is_not_there_is_told_and_the_others_are_not(relay: Run
 def test_a_client_outside_finds_all_right_and_learns_its_own_addresses(relay: RunningRelay) -> None:
     probed = relay.probe()
     bad = [f for f in probed["findings"] if f["status"] != "ok"]
-    assert not bad, bad
+    # of names below .localhost DNS is not asked
+    assert [f["check"] for f in bad] == ["dns"], bad
     mapped = {f["address"]: f["facts"]["mapped_address"] for f in probed["findings"] if f["check"] == "stun"}
     assert mapped == {
         relay.outside.here_ipv4: relay.outside.there_ipv4,
@@ -251,6 +252,7 @@ def test_down_keeps_data_and_down_with_volumes_leaves_nothing(relay: RunningRela
 
     done = relay.checkout.relayctl("down", STACK, "--volumes")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert list((relay.checkout.folder / ".relayctl").glob("*.server-key")) == []
     assert client.containers.list(all=True) == []
     assert client.volumes.list() == []
     assert {network.name for network in client.networks.list()} == {"bridge", "host", "none"}
