@@ -89,7 +89,8 @@ class Child:
     def ask_to_end(self) -> None:
         """Ask it to end in order; the second time it ends at once (`pulumi_process`)."""
         assert self._process is not None  # noqa: S101
-        self._process.send_signal(signal.SIGINT)
+        # Before it listens to signals, this ends it without a trace.
+        self._process.send_signal(signal.SIGTERM)
 
     def what_it_found(self) -> Any:
         """Return what it wrote to ``found``; ``None`` if it did not, as for a stack that was never up."""
@@ -160,6 +161,8 @@ def run(  # noqa: PLR0913 - what begins, how many, whether, and who is told
                 shown.update(running)
         except BaseException:
             _end(running, ask=not asked)
+            for child in running:
+                ended(child)
             raise
     if interrupts:
         raise KeyboardInterrupt

@@ -7,6 +7,7 @@ import datetime as dt
 import enum
 import hashlib
 import json
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -247,4 +248,5 @@ _OUTCOMES = {
     0: Outcome.DONE,
     RELAY_NOT_RIGHT: Outcome.CHECK_FAILED,
     INTERRUPTED: Outcome.INTERRUPTED,
+    -signal.SIGTERM: Outcome.INTERRUPTED,
 }

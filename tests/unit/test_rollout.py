@@ -193,6 +193,23 @@ def test_interrupted_it_waits_for_those_that_run_and_begins_no_other(folder: Pat
     assert sorted(said(folder)) == ["asked a", "asked b", "begin a", "begin b"]
 
 
+def test_one_that_cannot_say_what_it_does_any_more_keeps_what_became_of_those_that_run(folder: Path) -> None:
+    """Its terminal is gone, or what read its output."""
+    (folder / "wait-a").touch()
+
+    class Broken(Rollout):
+        def _begun(self, child: Child) -> None:
+            super()._begun(child)
+            wait_for_lines(folder, "begin a")
+            raise BrokenPipeError
+
+    rolling = Broken(record_of("ab"), dict.fromkeys("ab", ""), parallel=1, console=Console(quiet=True))
+    with pytest.raises(BrokenPipeError):
+        rolling.run()
+    assert outcomes(rolling.record) == {"a": Outcome.INTERRUPTED, "b": WAITING}
+    assert said(folder) == ["begin a", "asked a"]
+
+
 def test_children_of_a_killed_run_are_asked_to_end(folder: Path) -> None:
     (folder / "wait-a").touch()
     script = f"""
