@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import dns.asyncresolver
@@ -218,18 +218,7 @@ def judge(relay: Relay, ipv4: Told, ipv6: Told, *, certain: bool) -> Finding:
     facts = {"dns_addresses": ", ".join(told)}
     if not told:
         missing = "does not exist in DNS" if ipv4.no_such_name else "has neither A nor AAAA record"
-        if relay.ca_roots is not None:
-            # Its own authority needs no DNS, and its clients are given literal addresses.
-            return warning(
-                Check.DNS,
-                "",
-                f"{name} {missing}",
-                meaning=_MISSING,
-                mend=f"Make {' and '.join(_kinds(relay.addresses))} record, or keep literal addresses in the"
-                " DERP map.",
-                facts=facts,
-            )
-        return failed(Check.DNS, "", f"{name} {missing}", facts=facts)
+        return _without_records(relay, f"{name} {missing}", facts)
 
     families = {":" in address for address in relay.addresses}
     extra = [address for address in told if address not in relay.addresses]
@@ -271,6 +260,14 @@ def judge(relay: Relay, ipv4: Told, ipv6: Told, *, certain: bool) -> Finding:
         mend="Check the relay there as well, and name the address in the DERP map; or remove the record.",
         facts=facts,
     )
+
+
+def _without_records(relay: Relay, seen: str, facts: Mapping[str, str]) -> Finding:
+    if relay.ca_roots is None:
+        return failed(Check.DNS, "", seen, facts=facts)
+    # An authority of one's own needs no DNS, and neither do clients that are given literal addresses.
+    mend = f"Make {' and '.join(_kinds(relay.addresses))} record, or keep literal addresses in the DERP map."
+    return warning(Check.DNS, "", seen, meaning=_MISSING, mend=mend, facts=facts)
 
 
 def _kinds(addresses: Sequence[str]) -> list[str]:
