@@ -203,7 +203,7 @@ def test_a_refresh_has_the_states_say_so_and_the_rollout_goes_on(fleet: Fleet) -
     said = fleet.run("refresh", ASHBURN, "--label", "canary=false")
     assert "differs  the firewall: rules" in said
     assert "1 changed" in fleet.run("preview", ASHBURN)
-    fleet.run("up", "--resume")
+    fleet.run("up", "--resume", "--parallel", "2")
     assert fleet.outcomes() == {ASHBURN: "done", SINGAPORE: "done"}
     assert {region["probe"]["status"] for region in fleet.told("status").values()} == {"ok"}
 
