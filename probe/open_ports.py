@@ -124,8 +124,9 @@ async def check_ports(
         return skipped(
             Check.PORTS,
             address,
-            f"none is open of those asked, but for {scan.left} of {len(asked)} there was no time",
-            mend="Give more time.",
+            f"none is open of those asked, but for {scan.left} of {len(asked)} there was no time"
+            f"{f' ({scan.problem})' if scan.problem else ''}",
+            mend="Give more time, or ask fewer relays at once.",
             facts=facts,
         )
     seen = f"none of {len(asked)} ports is open" if not others else f"open, and not judged: {_told(others)}"
@@ -138,6 +139,10 @@ def _told(ports: Collection[int], most: int = 20) -> str:
     return ", ".join(told[:most]) + (f" and {more} more" if more > 0 else "")
 
 
+class _NoSocketError(Exception):
+    """A port could not be asked; the message says why."""
+
+
 class _Scan:
     """Connects to many ports of one address, some at once."""
 
@@ -147,6 +152,7 @@ class _Scan:
         self.at_once = at_once
         self.open: set[int] = set()
         self.left = 0
+        self.problem = ""
 
     async def run(self, ports: Collection[int]) -> None:
         waiting = iter(ports)
@@ -156,8 +162,12 @@ class _Scan:
             for port in waiting:
                 if asyncio.get_running_loop().time() >= self.deadline:
                     return
-                if await self._answers(port):
-                    self.open.add(port)
+                try:
+                    if await self._answers(port):
+                        self.open.add(port)
+                except _NoSocketError as error:
+                    self.problem = str(error)
+                    return
                 self.left -= 1
 
         await asyncio.gather(*(some() for _ in range(min(self.at_once, len(ports)))))
@@ -165,7 +175,12 @@ class _Scan:
     async def _answers(self, port: int) -> bool:
         loop = asyncio.get_running_loop()
         family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as trial:
+        try:
+            trial = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:
+            # This process may open no more files: nothing is said of the relay by that.
+            raise _NoSocketError(error.strerror) from error
+        with trial:
             trial.settimeout(0)
             try:
                 async with asyncio.timeout_at(min(loop.time() + _ANSWER_WITHIN, self.deadline)):

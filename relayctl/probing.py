@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -10,7 +12,7 @@ import httpx
 
 import probe
 from probe import fetch, port80
-from probe.finding import failed
+from probe.finding import failed, skipped
 from probe.relay import HTTP_PORT
 from relayctl.derp_map_file import MapNode
 
@@ -25,6 +27,11 @@ TIMEOUT = 20.0
 TIME_LIMIT = 120.0
 """Seconds for all relays."""
 
+# More than 64 relays have open at once, each at two addresses with 256 ports and its other connections.
+_FILES = 1 << 16
+# What getaddrinfo(3) says where DNS has answered: there is no such name, or it has no address of the family.
+_NO_ADDRESS = {socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY}
+
 
 def ask_all(
     asked: Sequence[Ask], *, parallel: int, time_limit: float, on_answer: Callable[[int], None]
@@ -35,7 +42,17 @@ def ask_all(
     seconds have passed is ended, and has one finding that says so. ``on_answer``
     is called with the index of each that is done. Raises what one of them raises.
     """
+    _allow_many_files()
     return asyncio.run(_ask_all(asked, parallel, time_limit, on_answer))
+
+
+def _allow_many_files() -> None:
+    """Let this process open as many files as it may: ten relays need more than the usual 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _ask_all(
@@ -88,12 +105,25 @@ async def ask_node(
     Where the map gives no literal address of a family, that is what this system
     says of the name. Raises ``ValueError`` for what no relay can have.
     """
-    addresses = [
-        address
-        for literal, family in ((node.ipv4, socket.AF_INET), (node.ipv6, socket.AF_INET6))
-        if literal is not None
-        for address in ([literal] if literal else await _looked_up(node.domain, family))
-    ]
+    addresses: list[str] = []
+    problem = ""
+    for literal, family in ((node.ipv4, socket.AF_INET), (node.ipv6, socket.AF_INET6)):
+        if literal:
+            addresses.append(literal)
+        elif literal is not None:
+            try:
+                addresses += await _looked_up(node.domain, family)
+            except OSError as error:
+                problem = str(error.strerror)
+    if not addresses and problem:
+        return [
+            skipped(
+                probe.Check.DNS,
+                "",
+                f"not judged: {node.domain} could not be looked up from here ({problem})",
+                mend="Ask again, see to this machine's DNS, or give IPv4 and IPv6 in the DERP map.",
+            )
+        ]
     if not addresses:
         return [
             failed(
@@ -141,9 +171,12 @@ async def ask_port_80(relay: probe.Relay, *, seconds: float) -> list[probe.Findi
 
 
 async def _looked_up(name: str, family: socket.AddressFamily) -> list[str]:
+    """Return what this system says of a name; raises ``OSError`` where it could not find out."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(name, None, family=family, proto=socket.IPPROTO_TCP)
-    except OSError:
-        return []
+    except socket.gaierror as error:
+        if error.errno in _NO_ADDRESS:
+            return []
+        raise
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))

@@ -6,7 +6,9 @@ import asyncio
 import dataclasses
 import json
 import os
+import resource
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -138,7 +140,19 @@ def test_a_node_is_asked_as_the_map_says(
     assert relay.server_key == "ab" * 32
 
 
-def test_a_node_that_nobody_finds_is_broken() -> None:
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (socket.EAI_NONAME, Status.FAILED),
+        # this machine's DNS is what is broken
+        (socket.EAI_AGAIN, Status.SKIPPED),
+        (socket.EAI_FAIL, Status.SKIPPED),
+    ],
+)
+def test_a_node_that_nobody_finds_is_broken(
+    monkeypatch: pytest.MonkeyPatch, code: int, status: Status
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", mock.Mock(side_effect=socket.gaierror(code, "said")))
     node = {"Name": "900a", "RegionID": 900, "HostName": "away.invalid"}
     text = json.dumps({"Regions": {"900": {"RegionID": 900, "Nodes": [node]}}})
 
@@ -147,7 +161,17 @@ def test_a_node_that_nobody_finds_is_broken() -> None:
 
     (parsed,) = nodes_of(text, "map")
     (finding,) = asyncio.run(ask_node(parsed, ask, root=None, key=None))
-    assert (finding.check, finding.status) == (Check.DNS, Status.FAILED)
+    assert (finding.check, finding.status) == (Check.DNS, status)
+
+
+def test_many_relays_may_have_many_connections() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1000), hard))
+    try:
+        ask_all([], parallel=1, time_limit=1, on_answer=lambda _: None)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, 1 << 16), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize(

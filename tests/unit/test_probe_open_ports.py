@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import resource
 import socket
 from collections.abc import Iterator, Mapping
 
@@ -128,3 +130,20 @@ def test_all_ports_in_too_little_time(only: Mapping[str, int]) -> None:
     finding = finding_of(relay(list(only.values())), all_ports=True, within=0.0)
     assert finding.status is Status.SKIPPED
     assert "there was no time" in finding.seen
+
+
+def test_want_of_files_is_no_open_port() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def run() -> Finding:
+        free = os.open(os.devnull, os.O_RDONLY)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        return await check_ports(relay(), "127.0.0.1", within=10.0)
+
+    try:
+        finding = asyncio.run(run())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert finding.status is Status.SKIPPED
+    assert "files" in finding.seen
