@@ -11,7 +11,6 @@ from probe.report import Report
 
 _RELAY = ("stack", "region", "domain")
 _ADDRESS = (*_RELAY, "address", "family")
-_DAY = 86400
 
 
 def prometheus(reports: Sequence[Report], *, at: float, seconds: float) -> str:
@@ -47,8 +46,8 @@ def prometheus(reports: Sequence[Report], *, at: float, seconds: float) -> str:
             warning.labels(*address, finding.check.value).set(finding.status is Status.WARNING)
             if finding.latency is not None:
                 latency.labels(*address, finding.check.value).set(finding.latency)
-            if (days := _number(finding, "certificate_days_left")) is not None:
-                ends.labels(*address).set(at + days * _DAY)
+            if (not_after := _number(finding, "certificate_not_after")) is not None:
+                ends.labels(*address).set(not_after)
             if (lost := _number(finding, "packet_loss_ratio")) is not None:
                 loss.labels(*address).set(lost)
     return generate_latest(registry).decode()

@@ -20,7 +20,7 @@ SOON = warning(
     "6 days left",
     meaning="It ends soon.",
     mend="Renew it.",
-    facts={"certificate_days_left": 6.0},
+    facts={"certificate_days_left": 6.0, "certificate_not_after": 1_800_500_000.0},
 )
 BAD = failed(Check.UPGRADE, "2001:db8::7", "said \x00 <&> \ud800", latency=0.5)
 UNKNOWN = skipped(Check.ROUTE, "2001:db8::7", "no route")
@@ -115,7 +115,7 @@ def test_prometheus_has_what_was_judged_and_nothing_else() -> None:
         ("derp_probe_warning", relay, "", "dns"): 0,
         ("derp_probe_latency_seconds", relay, v4, "stun"): 0.0123,
         ("derp_probe_latency_seconds", relay, v6, "derp-upgrade"): 0.5,
-        ("derp_probe_certificate_not_after_seconds", relay, v4, ""): 1_800_000_000.5 + 6 * 86400,
+        ("derp_probe_certificate_not_after_seconds", relay, v4, ""): 1_800_500_000.0,
         ("derp_probe_packet_loss_ratio", relay, v4, ""): 0.25,
         ("derp_probe_last_run_seconds", "", "", ""): 1_800_000_000.5,
         ("derp_probe_duration_seconds", "", "", ""): 2.5,
