@@ -32,6 +32,8 @@ _TAIL = 16 * 1024
 _ERROR = "error: "
 # Width of what is written to a log, for tables.
 _COLUMNS = "120"
+# A log is no terminal, though colours may be forced for this process: errors are found by their first word.
+_A_LOG = {"TTY_COMPATIBLE": "0", "FORCE_COLOR": ""}
 
 
 @dataclass
@@ -70,7 +72,7 @@ class Child:
                     *(sys.executable, "-m", "relayctl", *self.arguments, *told),
                 ],
                 cwd=PROJECT_FOLDER,
-                env={"COLUMNS": _COLUMNS, **os.environ, "PYTHONUNBUFFERED": "1"},
+                env={"COLUMNS": _COLUMNS, **os.environ, **_A_LOG, "PYTHONUNBUFFERED": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

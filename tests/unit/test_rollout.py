@@ -210,6 +210,16 @@ def test_one_that_cannot_say_what_it_does_any_more_keeps_what_became_of_those_th
     assert said(folder) == ["begin a", "asked a"]
 
 
+def test_the_error_is_found_where_colours_are_forced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    program = "from rich.console import Console\nConsole().print('[bold red]error:[/] it broke')\nexit(1)\n"
+    (folder / "relayctl/__main__.py").write_text(program)
+    child = Child("a", ["up", "a"], folder / "log")
+    children.run([child], parallel=1, console=Console(quiet=True))
+    assert (child.code, child.error()) == (1, "it broke")
+
+
 def test_children_of_a_killed_run_are_asked_to_end(folder: Path) -> None:
     (folder / "wait-a").touch()
     script = f"""
