@@ -85,7 +85,7 @@ _COMMANDS = {
 def _told(cost: Cost, size: int) -> str:
     return (
         f"{cost.seconds:.0f} s, {cost.seconds / size:.1f} a region\n"
-        f"{cost.processor:.0f} s of processors, {cost.processor / size:.1f} a region\n"
+        f"{cost.processor:.0f} s of processors\n"
         f"{cost.memory / _MEBIBYTE:.0f} MiB, {cost.processes} processes"
     )
 
