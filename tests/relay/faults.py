@@ -37,7 +37,6 @@ OTHER_NAME = f"other.{DOMAIN}"
 NAME_SERVER = "127.0.0.1"
 
 _KEY_FOLDER, _KEY_FILE = "/app/data", "derper.key"  # components/derper.py
-_DERPER_ANSWERS = ["/usr/local/bin/healthcheck", "http://127.0.0.1/derp/probe"]  # components/derper.py
 # Seconds for a container to serve again, on a machine that is busy with other things.
 _PATIENCE = 30.0
 
@@ -138,14 +137,18 @@ class WatchedRelay:
             assert time.monotonic() < deadline, bad
 
     def restart(self, name: str) -> None:
-        """Start a container that was stopped, and wait until it serves."""
-        container = self.host.client().containers.get(name)
-        container.start()
-        asked = _DERPER_ANSWERS if name == DERPER else container.attrs["Config"]["Healthcheck"]["Test"][1:]
+        """Start a container that was stopped, and wait until the relay answers by way of Caddy."""
+        self.host.client().containers.get(name).start()
         deadline = time.monotonic() + _PATIENCE
-        while container.exec_run(asked).exit_code:
-            assert time.monotonic() < deadline, container.logs(tail=20)
+        while (status := self._status()) != "200":
+            assert time.monotonic() < deadline, f"HTTP {status}"
             time.sleep(0.1)
+
+    def _status(self) -> str:
+        to = ["--connect-to", f"::{self.relay.outside.here_ipv4}:443", f"https://{DOMAIN}/derp/probe"]
+        return self.relay.outside.run(
+            ["curl", "--silent", "--insecure", "--max-time", "5", "--write-out", "%{http_code}", *to]
+        ).stdout
 
 
 @contextlib.contextmanager

@@ -36,9 +36,9 @@ def test_no_well_relay_is_called_broken_in_a_hundred_runs(
     relay: WatchedRelay, capsys: pytest.CaptureFixture[str]
 ) -> None:
     relay.wait_until_well()
-    runs = relay.probe(60, at_once=2)
+    runs = relay.probe(80, at_once=2)
     with busy():
-        runs += relay.probe(40, at_once=4)
+        runs += relay.probe(20, at_once=2)
     wrong = [
         (finding["check"], finding["address"], finding["status"], finding["seen"])
         for _, findings in runs
