@@ -185,7 +185,7 @@ def test_between_two_addresses() -> None:
     addresses = ("127.0.0.1", "127.0.0.2")
     derper = Derper()
     findings, _ = findings_of(lambda _: derper, addresses=addresses)
-    assert list(findings) == [*addresses, ""]
+    assert set(findings) == {*addresses, ""}
     assert {finding.status for finding in findings.values()} == {Status.OK}
 
     apart = Derper(apart=True)
