@@ -7,7 +7,7 @@ import secrets
 import socket
 from collections.abc import Collection, Iterable, Mapping
 
-from probe.finding import Check, Finding, failed, ok, skipped
+from probe.finding import CONSEQUENCES, Check, Finding, failed, ok, skipped, warning
 from probe.relay import Relay
 
 NEVER_OPEN: Mapping[int, str] = {
@@ -25,6 +25,9 @@ NEVER_OPEN: Mapping[int, str] = {
     10255: "Kubernetes' kubelet",
 }
 """What gives the host or its internals to everybody who can connect, and what it is."""
+
+# Those of them that as a rule want a client's certificate: swarms and clusters cannot do without.
+_LOCKED_AS_A_RULE = {2376, 2377, 2379, 2380, 10250}
 
 # nmap's hundred most often open ports (`nmap -F`, nmap-services), ...
 _MOST_OFTEN_OPEN = (
@@ -83,7 +86,9 @@ async def check_ports(
 
     Those that must never be open are asked in any case; with ``other_ports`` known
     usual ones as well, or with ``all_ports`` every one. A port without answer is
-    taken for closed. ``within`` is the limit for all together, in seconds.
+    taken for closed. ``within`` is the limit for all together, in seconds. Where the
+    host has other uses, what as a rule lets nobody in without a certificate is a
+    warning.
     """
     own = {port for port in (relay.https_port, relay.http_port) if port is not None}
     allowed = own | set(relay.other_ports or ())
@@ -116,6 +121,15 @@ async def check_ports(
             address,
             f"open here: {_told(bad)}; not judged: asked from the same machine, which sees more than others",
             mend="Ask again from another machine.",
+            facts=facts,
+        )
+    if bad and relay.other_ports is None and _LOCKED_AS_A_RULE.issuperset(bad):
+        return warning(
+            Check.PORTS,
+            address,
+            f"open: {_told(bad)}; whether it asks for a certificate was not seen",
+            meaning=CONSEQUENCES[Check.PORTS][0],
+            mend="Let in by the firewall only who has to use it.",
             facts=facts,
         )
     if bad:

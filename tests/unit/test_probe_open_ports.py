@@ -66,6 +66,21 @@ def test_what_must_never_be_open(only: Mapping[str, int]) -> None:
     assert finding_of(relay([only["never"]])).status is Status.FAILED
 
 
+def test_what_as_a_rule_asks_for_a_certificate_is_a_warning_where_the_host_has_other_uses(
+    monkeypatch: pytest.MonkeyPatch, only: Mapping[str, int]
+) -> None:
+    monkeypatch.setattr(probe.open_ports, "_LOCKED_AS_A_RULE", {only["never"]})
+    finding = finding_of(relay())
+    assert finding.status is Status.WARNING
+    assert finding.seen.startswith(f"open: {only['never']} (Docker's API)")
+    assert finding.meaning
+    assert finding.mend
+    assert finding_of(relay([])).status is Status.FAILED
+    # one that lets everybody in makes it a failure
+    monkeypatch.setattr(probe.open_ports, "NEVER_OPEN", {only["never"]: "one", only["other"]: "other"})
+    assert finding_of(relay()).status is Status.FAILED
+
+
 def test_usual_ports_only_where_the_others_are_known(only: Mapping[str, int]) -> None:
     seen = finding_of(relay([])).seen
     assert (
