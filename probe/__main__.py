@@ -15,7 +15,7 @@ from probe.check import TIMEOUT, check_relay, wait_until_up
 from probe.finding import Finding, Status, is_up
 from probe.relay import HTTP_PORT, HTTPS_PORT, STUN_PORT, Relay
 
-_STYLES = {
+STYLES = {
     Status.OK: "green",
     Status.WARNING: "bold yellow",
     Status.FAILED: "bold red",
@@ -136,7 +136,7 @@ def findings_table(title: str, findings: list[Finding]) -> Table:
         table.add_row(
             finding.check.value,
             finding.address or "all",
-            Text(finding.status.value, style=_STYLES[finding.status]),
+            Text(finding.status.value, style=STYLES[finding.status]),
             f"{finding.latency * 1000:.1f} ms" if finding.latency is not None else "",
             seen,
         )

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 import probe
-from probe.__main__ import findings_table
+from probe.__main__ import STYLES, findings_table
 from probe.junit import junit
 from probe.prometheus import prometheus
 from probe.report import Report
@@ -35,14 +35,6 @@ WRONG_ASKED = 2
 """Exit code for wrong options and settings, as click has it."""
 NOT_JUDGED = 3
 """Exit code where no relay is known to be broken, and of one nothing at all could be found out."""
-
-_STYLES = {
-    probe.Status.OK: "green",
-    probe.Status.WARNING: "bold yellow",
-    probe.Status.FAILED: "bold red",
-    probe.Status.SKIPPED: "yellow",
-}
-
 
 @dataclass(frozen=True)
 class _Asked:
@@ -334,7 +326,7 @@ def _overview(reports: Sequence[Report]) -> Table:
             report.region,
             report.stack,
             report.domain,
-            Text(_result(report), style=_STYLES[report.status]),
+            Text(_result(report), style=STYLES[report.status]),
             _milliseconds(report.latency(probe.Check.STUN)),
             _milliseconds(report.latency(probe.Check.RELAY)),
             "" if left is None else f"{left:.1f} days left",
