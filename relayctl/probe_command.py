@@ -36,6 +36,7 @@ WRONG_ASKED = 2
 NOT_JUDGED = 3
 """Exit code where no relay is known to be broken, and of one nothing at all could be found out."""
 
+
 @dataclass(frozen=True)
 class _Asked:
     """A relay to be asked, by the names that it has; ``ask`` is what asks it."""
