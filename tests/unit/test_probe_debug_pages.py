@@ -110,7 +110,7 @@ def test_an_open_debug_page_shows_among_silent_ones() -> None:
             return response("200 OK", b'"memstats": {}')
         return Silence() if path != "/" else https_answers(path, headers)
 
-    finding = finding_of(Behaviour(https=answers), limit=0.4)
+    finding = finding_of(Behaviour(https=answers), limit=2.0)
     assert finding.status is Status.FAILED
     assert "/debug/vars" in finding.seen
 
