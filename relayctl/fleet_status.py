@@ -104,6 +104,9 @@ def _of(member: Member, read: Callable[[str], Mapping[str, Any]], progress: Prog
         return status(error=error)
     try:
         return status(relay=relays.of_state(member.stack, deployment, progress))
+    except StackMissingError as problem:
+        # There are no outputs yet where its first update is under way.
+        return status(error="" if at_work else str(problem))
     except (PrerequisiteError, SettingsError) as problem:
         return status(error=str(problem))
 

@@ -89,3 +89,8 @@ def test_what_cannot_be_asked_is_told_and_the_rest_is_known(monkeypatch: pytest.
     assert (found.resources, found.last_update) == (2, "2026-11-24T12:06:01Z")
     assert found.relay is None
     assert "is not up" in found.error
+    assert not found.is_well
+    with cache.locked(command.lock_file("nbg"), PROGRESS):
+        found = status_of(state(CONTAINER, VOLUME), monkeypatch)
+    assert (found.state, found.error) == (fleet_status.AT_WORK, "")
+    assert found.is_well
