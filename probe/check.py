@@ -217,6 +217,9 @@ class _Run:
         if port is None:
             self.skip(_AT_PORT_80, address, _NO_PLAIN_HTTP)
             return
+        if not relay.can_port_80:
+            self.skip(_AT_PORT_80, address, "the relay is said not to answer clients on port 80")
+            return
         await asyncio.gather(
             self.watch(Check.CAPTIVE_PORTAL, address, port80.check_captive_portal(address, port, http)),
             self.watch(Check.REDIRECT, address, port80.check_redirect(relay, address, port, http)),

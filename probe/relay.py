@@ -24,10 +24,11 @@ class Relay:
     """Where a relay is to be found.
 
     ``addresses`` are literal IPv4 and IPv6 addresses, as a DERP map gives them;
-    names are not looked up to find the relay. ``http_port`` is ``None`` for a relay that does not serve
-    port 80. ``ca_roots`` are the certificates in PEM that the relay's chain must
-    end in; with ``None`` it must end in one that this system trusts. ``verified``
-    is false for a relay whose certificate clients are told not to verify.
+    names are not looked up to find the relay. ``http_port`` is ``None`` for a relay
+    that does not serve port 80, and ``can_port_80`` false for one that is not to
+    answer clients there. ``ca_roots`` are the certificates in PEM that the relay's
+    chain must end in; with ``None`` it must end in one that this system trusts.
+    ``verified`` is false for a relay whose certificate clients are told not to verify.
     ``https_port`` is ``None`` for what has STUN alone, ``stun_port`` for a relay
     without STUN.
 
@@ -48,6 +49,7 @@ class Relay:
     server_key: str | None = None
     other_ports: Collection[int] | None = None
     verified: bool = True
+    can_port_80: bool = True
 
     def __post_init__(self) -> None:
         """Refuse values that no relay can have; bring addresses into their short form."""

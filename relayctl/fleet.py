@@ -77,6 +77,11 @@ def chosen(all_members: Sequence[Member], choice: Choice) -> list[Member]:
     by_name = {member.stack: member for member in all_members}
     there = ", ".join(by_name) or "none"
     for stack in choice.stacks:
+        if stack.startswith(_SANDBOX):
+            raise PrerequisiteError(
+                f"{stack} is a copy for the sandbox, which no fleet has",
+                f"make sandbox-up REGION={stack.removeprefix(_SANDBOX)}   brings it up alone",
+            )
         if stack not in by_name:
             near = difflib.get_close_matches(stack, by_name, n=1)
             raise PrerequisiteError(

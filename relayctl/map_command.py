@@ -204,12 +204,14 @@ def _with_port_80_proved(
     proved = []
     for region, of_stack, findings in zip(regions, found, answers, strict=True):
         bad = [finding for finding in findings if finding.status is not probe.Status.OK]
-        if of_stack.relay.http_port != HTTP_PORT:
+        if of_stack.relay.http_port != HTTP_PORT or not of_stack.relay.can_port_80:
             proved.append(dataclasses.replace(region, note="it does not serve port 80"))
         elif bad:
             for finding in bad:
                 progress.warn(f"{of_stack.stack}: no CanPort80, as of {finding.address}: {finding.seen}")
             proved.append(dataclasses.replace(region, note=f"port 80 was not proved on {now}"))
+        elif all(ipaddress.ip_address(finding.address).is_loopback for finding in findings):
+            proved.append(dataclasses.replace(region, note="port 80 was proved for this machine alone"))
         else:
             addresses = " and ".join(finding.address for finding in findings)
             nodes = [{**node, "CanPort80": True} for node in region.region["Nodes"]]

@@ -172,16 +172,17 @@ def probe_command(  # noqa: PLR0913 - one parameter an option
         seconds = time.monotonic() - started
         if accept_key:
             _accept(reports, server_keys, known_keys, progress)
-        if junit_file:
-            write_whole(junit_file, junit(reports, strict=strict))
-        if prometheus_file:
-            write_whole(prometheus_file, prometheus(reports, at=time.time(), seconds=seconds))
         code = exit_code(reports, strict=strict, settings_are_bad=_any_bad_settings(unknown))
         if as_json:
             told = {"exit_code": code, "seconds": round(seconds, 3), "relays": [r.as_dict() for r in reports]}
             click.echo(json.dumps(told, indent=2))
         else:
             tell(reports, console, verbose=verbose, seconds=seconds)
+        # after what was found is told, which a full disk is not to keep from people
+        if junit_file:
+            write_whole(junit_file, junit(reports, strict=strict))
+        if prometheus_file:
+            write_whole(prometheus_file, prometheus(reports, at=time.time(), seconds=seconds))
     sys.exit(code)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import resource
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 
 import httpx
@@ -149,12 +150,12 @@ async def ask_node(
 
 
 async def ask_port_80(relay: probe.Relay, *, seconds: float) -> list[probe.Finding]:
-    """Return what the captive portal check finds at each address of a relay, none for one without port 80.
+    """Return what the captive portal check finds at each address of a relay.
 
-    ``seconds`` is the limit for all together.
+    Nothing for one that is not to answer there. ``seconds`` is the limit for all together.
     """
     port = relay.http_port
-    if port is None:
+    if port is None or not relay.can_port_80:
         return []
     deadline = asyncio.get_running_loop().time() + seconds
 
@@ -173,10 +174,27 @@ async def ask_port_80(relay: probe.Relay, *, seconds: float) -> list[probe.Findi
 async def _looked_up(name: str, family: socket.AddressFamily) -> list[str]:
     """Return what this system says of a name; raises ``OSError`` where it could not find out."""
     loop = asyncio.get_running_loop()
-    try:
-        found = await loop.getaddrinfo(name, None, family=family, proto=socket.IPPROTO_TCP)
-    except socket.gaierror as error:
-        if error.errno in _NO_ADDRESS:
-            return []
-        raise
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    answer: asyncio.Future[list[str]] = loop.create_future()
+
+    def tell(found: list[str] | OSError) -> None:
+        if answer.done():
+            return
+        if isinstance(found, OSError):
+            answer.set_exception(found)
+        else:
+            answer.set_result(found)
+
+    def look_up() -> None:
+        found: list[str] | OSError
+        try:
+            entries = socket.getaddrinfo(name, None, family=family, proto=socket.IPPROTO_TCP)
+            found = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
+        except OSError as error:
+            found = [] if error.errno in _NO_ADDRESS else error
+        # The loop has ended where the answer comes after the time limit.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(tell, found)
+
+    # Not the loop's own getaddrinfo: its end waits for its threads, and a dead resolver takes half a minute.
+    threading.Thread(target=look_up, daemon=True).start()
+    return await answer

@@ -41,7 +41,8 @@ def refresh(stack: str, *, dry_run: bool, found: Path | None) -> None:
             with command.opened(stack, settings, host, progress, make=False) as opened:
                 settings = host.look(opened, where(stack))
                 changes = _server_that_is_gone(opened, settings)
-                if changes and not dry_run:
+                if (changes or opened.is_unfinished()) and not dry_run:
+                    # What was begun and is not known is found by its labels, before its note goes.
                     host.prepare(opened, where(stack), going_up=False)
                 if not changes or not dry_run:
                     _check_engine_answers(opened, host)

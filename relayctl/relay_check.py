@@ -98,11 +98,12 @@ def relay_of(settings: Settings, addresses: Sequence[str], root: str | None, key
         domain=settings.domain,
         addresses=addresses,
         https_port=caddy.https_port,
-        http_port=caddy.http_port if caddy.answer_by_address else None,
+        http_port=caddy.http_port,
         stun_port=settings.derper.stun_port,
         ca_roots=root,
         server_key=key,
         other_ports=_other_ports(settings),
+        can_port_80=caddy.answer_by_address,
     )
 
 

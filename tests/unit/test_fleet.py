@@ -78,6 +78,8 @@ def test_a_choice_of_nothing_says_what_there_is(choice: Choice, told: str) -> No
 def test_copies_that_the_sandbox_made_are_no_regions(stacks: Path) -> None:
     write(stacks, "sandbox-nbg", 901)
     assert names(fleet.members()) == ["ash", "hel", "nbg"]
+    with pytest.raises(PrerequisiteError, match="make sandbox-up REGION=nbg"):
+        fleet.chosen(fleet.members(), Choice(["sandbox-nbg"]))
 
 
 @pytest.mark.usefixtures("stacks")

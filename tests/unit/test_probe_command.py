@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -195,7 +196,39 @@ def test_port_80_of_who_does_not_answer_is_not_proved() -> None:
         pass
     (finding,) = asyncio.run(ask_port_80(relay, seconds=5))
     assert (finding.check, finding.status) == (Check.CAPTIVE_PORTAL, Status.FAILED)
-    assert asyncio.run(ask_port_80(dataclasses.replace(relay, http_port=None), seconds=5)) == []
+    for silent in (dataclasses.replace(relay, http_port=None), dataclasses.replace(relay, can_port_80=False)):
+        assert asyncio.run(ask_port_80(silent, seconds=5)) == []
+
+
+def test_a_resolver_without_answer_holds_nobody_beyond_the_time_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answering, answered = threading.Event(), threading.Event()
+
+    def look_up(*_arguments: object, **_options: object) -> list[object]:
+        answering.wait(10)
+        answered.set()
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    (node,) = nodes_of(
+        '{"Regions": {"900": {"RegionID": 900, "Nodes":'
+        f' [{{"Name": "900a", "RegionID": 900, "HostName": "{DOMAIN}"}}]}}}}}}',
+        "x",
+    )
+    ask = mock.AsyncMock()
+    try:
+        ((finding,),) = ask_all(
+            [lambda: ask_node(node, ask, root=None, key=None)],
+            parallel=1,
+            time_limit=0.2,
+            on_answer=lambda _: None,
+        )
+        assert not answered.is_set()
+    finally:
+        answering.set()
+    assert "time limit of 0.2 s" in finding.seen
+    ask.assert_not_awaited()
 
 
 def map_of(relay: Relay) -> str:
@@ -288,4 +321,5 @@ def test_only_a_servers_firewall_says_which_ports_may_be_open() -> None:
     ]
     server = {"kind": "hetzner", "location": "nbg1", "sshFrom": ["203.0.113.0/24"], "firewallRules": rules}
     assert relay(host=server).other_ports == {22, 80, 8000, 8001, 8002}
-    assert relay(caddy={"answerByAddress": False}).http_port is None
+    assert (without := relay(caddy={"answerByAddress": False})).http_port == 80
+    assert not without.can_port_80

@@ -181,6 +181,14 @@ def test_stun_alone_and_relaying_alone() -> None:
     assert not with_status(no_stun, Status.FAILED)
 
 
+def test_port_80_that_is_not_for_clients_is_looked_at_for_debug_pages_alone() -> None:
+    with running(Behaviour()) as relay:
+        findings = {f.check: f for f in check_relay(dataclasses.replace(relay, can_port_80=False))}
+    assert with_status(findings, Status.SKIPPED) >= {Check.CAPTIVE_PORTAL, Check.REDIRECT}
+    assert findings[Check.DEBUG_HTTP].status is Status.OK
+    assert not with_status(findings, Status.FAILED)
+
+
 def test_another_server_key_than_the_known_one() -> None:
     with running(Behaviour()) as relay:
         known = check_relay(dataclasses.replace(relay, server_key=SERVER_KEY.hex().upper()))
