@@ -40,7 +40,7 @@ _MEBIBYTE = 2**20
 
 def main() -> None:
     """Measure and print everything; ten minutes or so."""
-    console = Console(width=150)
+    console = Console(width=150, emoji=False)
     with (
         docker_host() as host,
         tempfile.TemporaryDirectory() as folder,

@@ -156,7 +156,7 @@ def _bench() -> Iterator[Bench]:
 
 def main() -> None:
     """Make all faults and print what is said of each; some ten minutes."""
-    console = Console(width=200)
+    console = Console(width=200, emoji=False)
     table = Table("fault", "python -m probe", "derpprobe", "tailscale netcheck", "tailscale debug derp")
     table.title, table.show_lines = "Who finds which fault", True
     with _bench() as bench:

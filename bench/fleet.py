@@ -57,7 +57,7 @@ class Cost:
 @click.option("--parallel", type=click.IntRange(1), default=2, show_default=True, help="Regions at once.")
 def main(sizes: tuple[int, ...], parallel: int) -> None:
     """Measure fleets of each size and print what they cost; half an hour on two cores."""
-    console = Console(width=150)
+    console = Console(width=150, emoji=False)
     table = Table(
         "regions",
         title=f"Fleets, {parallel} regions at once on {psutil.cpu_count()} cores",

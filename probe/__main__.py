@@ -118,7 +118,7 @@ def main(  # noqa: PLR0913 -- one parameter an option
     if as_json:
         click.echo(json.dumps({"up": is_up(findings), "findings": [f.as_dict() for f in findings]}, indent=2))
     else:
-        Console().print(findings_table(relay.domain, findings))
+        Console(emoji=False).print(findings_table(relay.domain, findings))
     sys.exit(0 if is_up(findings) else 1)
 
 

@@ -146,7 +146,10 @@ CONSEQUENCES: Mapping[Check, tuple[str, str]] = {
         "Where the DERP map says CanPort80, clients take the answer for a captive portal.",
         _DOOR_80,
     ),
-    Check.REDIRECT: ("Who types the name without https:// does not get to the page.", _DOOR_80),
+    Check.REDIRECT: (
+        "Who types the name without https:// does not get to the page.",
+        "See that Caddy runs, that port 80 is published and that the firewall lets TCP through to it.",
+    ),
     Check.DEBUG_HTTP: (
         _INTERNALS,
         "Refuse /debug* in the port 80 sites of the Caddyfile; pass only /generate_204 to derper there.",

@@ -42,10 +42,16 @@ class _Pulumi:
 
 
 @contextlib.contextmanager
-def errors_for_people(code: int = FAILED, console: Console | None = None) -> Iterator[Progress]:
+def errors_for_people(
+    code: int = FAILED,
+    console: Console | None = None,
+    *,
+    interrupted: str = "Interrupted. What is done is kept: the same command goes on from there.",
+) -> Iterator[Progress]:
     """Yield the progress to report to; show errors without a trace, and exit with ``code``.
 
-    Both go to ``console``, by default standard output.
+    Both go to ``console``, by default standard output, and so does what is said to
+    who ends it by Ctrl-C.
     A ``RelayNotRightError`` exits with `RELAY_NOT_RIGHT`.
     """
     progress = Progress(console)
@@ -59,7 +65,7 @@ def errors_for_people(code: int = FAILED, console: Console | None = None) -> Ite
     try:
         yield progress
     except KeyboardInterrupt:
-        progress.say("Interrupted. What is done is kept: the same command goes on from there.")
+        progress.say(interrupted)
         sys.exit(INTERRUPTED)
     except (PrerequisiteError, SettingsError) as error:
         progress.console.print("[bold red]error:[/]", end=" ")

@@ -99,7 +99,7 @@ def up(  # noqa: PLR0913 - one parameter an option
         raise click.UsageError("--resume goes on with the regions and options of the last run: name none")
     if not resume:
         _see_that_it_is_made(choice)
-    console = Console(stderr=as_json, highlight=False)
+    console = Console(stderr=as_json, highlight=False, emoji=False)
     with errors_for_people(console=console) as progress, rollout.only_one(progress):
         everyone = stacks_here.members()
         record = _last_record() if resume else None
@@ -170,7 +170,7 @@ def preview(
     stacks: tuple[str, ...], *, labels: Mapping[str, str], every: bool, parallel: int, as_json: bool
 ) -> None:
     """Tell what `up` would change of each region, by default of all, and whether relay sessions would end."""
-    console = Console(stderr=as_json, highlight=False)
+    console = Console(stderr=as_json, highlight=False, emoji=False)
     with errors_for_people(console=console) as progress:
         found = stacks_here.chosen(stacks_here.members(), Choice(stacks, labels, every))
         pulumi_cli.bring(progress)
@@ -198,7 +198,7 @@ def refresh_command(  # noqa: PLR0913 - one parameter an option
     choice = Choice(stacks, labels, every)
     if not dry_run:
         _see_that_it_is_made(choice)
-    console = Console(stderr=as_json, highlight=False)
+    console = Console(stderr=as_json, highlight=False, emoji=False)
     with errors_for_people(console=console) as progress, rollout.only_one(progress):
         found = stacks_here.chosen(stacks_here.members(), choice)
         pulumi_cli.bring(progress)
@@ -228,7 +228,7 @@ def destroy(  # noqa: PLR0913 - one parameter an option
     """Take regions down. Volumes with certificates and keys stay unless asked for."""
     choice = Choice(stacks, labels, every)
     _see_that_it_is_made(choice)
-    console = Console(stderr=as_json, highlight=False)
+    console = Console(stderr=as_json, highlight=False, emoji=False)
     with errors_for_people(console=console) as progress, rollout.only_one(progress):
         found = stacks_here.chosen(stacks_here.members(), choice)
         what = "with certificates and keys" if volumes else "except for certificates and keys"
@@ -267,7 +267,7 @@ def status(  # noqa: PLR0913 - one parameter an option
     ask_relays: bool,
 ) -> None:
     """Tell how regions are, by default all: up or not, since when, and what clients find of their relays."""
-    console = Console(stderr=as_json, highlight=False)
+    console = Console(stderr=as_json, highlight=False, emoji=False)
     with errors_for_people(console=console) as progress:
         found = stacks_here.chosen(stacks_here.members(), Choice(stacks, labels, every))
         statuses = fleet_status.of(found, progress, parallel=_READING)

@@ -96,8 +96,8 @@ def map_command(  # noqa: PLR0913 - one parameter an option
     what is printed into it.
     """
     given = _given_scores(scores)
-    console = Console(stderr=True, highlight=False)
-    with errors_for_people(console=console) as progress:
+    console = Console(stderr=True, highlight=False, emoji=False)
+    with errors_for_people(console=console, interrupted="Interrupted.") as progress:
         found, unknown = relays.of_stacks(stacks, progress, parallel=PARALLEL, with_roots=False)
         if unknown:
             # A map without a region would take it from all clients.

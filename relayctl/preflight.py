@@ -195,13 +195,14 @@ def _ports(settings: Settings, known: Known, client: docker.DockerClient) -> Ite
 def _network_for_metrics(
     settings: Settings, known: Known, client: docker.DockerClient
 ) -> Iterator[tuple[str, str]]:
-    """Find networks of others that have the subnet for metrics, or the name that was given for it."""
+    """Find other networks that have the subnet for metrics, or the name that was given for it."""
     metrics = settings.metrics
     if metrics is None:
         return
     subnet = ipaddress.ip_network(metrics.subnet)
     for network in client.networks.list():
-        if network.id in known.networks:
+        shared = network.name == settings.network.name
+        if network.id in known.networks and not shared:
             continue
         if network.name == metrics.network:
             yield (

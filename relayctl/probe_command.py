@@ -145,8 +145,8 @@ def probe_command(  # noqa: PLR0913 - one parameter an option
         raise click.UsageError("--ca and --server-keys are for --derp-map: of stacks both are known")
     if derp_map and accept_key and not server_keys:
         raise click.UsageError("--accept-key needs --server-keys FILE to keep the keys of --derp-map in")
-    console = Console(stderr=as_json, highlight=False)
-    with errors_for_people(WRONG_ASKED, console) as progress:
+    console = Console(stderr=as_json, highlight=False, emoji=False)
+    with errors_for_people(WRONG_ASKED, console, interrupted="Interrupted.") as progress:
         ask = functools.partial(
             probe.check_relay_async,
             timeout=timeout,

@@ -14,6 +14,7 @@ from pulumi import automation
 import probe
 from relayctl import hosts, relay_check
 from relayctl.command import make_command, where
+from relayctl.preflight import Known
 from relayctl.prerequisites import pulumi_cli
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
@@ -55,20 +56,23 @@ def of_stacks(
     stack that cannot be read takes nothing from the others. No passphrase is
     needed: no secret is read.
     """
+    there = stack_names()
+    if missing := [stack for stack in names if stack not in there]:
+        raise PrerequisiteError(
+            f"stacks/Pulumi.{missing[0]}.yaml is not there",
+            f"name stacks that are: {', '.join(there) or 'none'}",
+        )
     exported = state_reader(progress)
 
     def known(stack: str) -> StackRelay | UnknownRelay | None:
         try:
-            if names:
-                # A name that is mistyped is told by the files that there are.
-                read_stack_file(stack)
             return of_state(stack, exported(stack), progress, with_root=with_roots)
         except StackMissingError as error:
             return UnknownRelay(stack, error) if names else None
         except (PrerequisiteError, SettingsError) as error:
             return UnknownRelay(stack, error)
 
-    wanted = list(dict.fromkeys(names)) or stack_names()
+    wanted = list(dict.fromkeys(names)) or there
     with progress.step("Reading which relays there are"), ThreadPoolExecutor(parallel) as pool:
         found = [each for each in pool.map(known, wanted) if each is not None]
     return (
@@ -88,7 +92,8 @@ def of_state(
     outputs: Mapping[str, Any] = next(
         (resource.get("outputs") or {} for resource in resources if resource["type"] == _ROOT_RESOURCE), {}
     )
-    if "derpMapRegion" not in outputs:
+    # Outputs outlive the relay where `down` has left volumes with certificates and keys.
+    if "derpMapRegion" not in outputs or not Known.from_deployment(deployment).containers:
         raise StackMissingError(f"the stack {stack} is not up", make_command("up", stack))
     settings = read_stack_file(stack)
     return StackRelay(

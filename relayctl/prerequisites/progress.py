@@ -47,7 +47,7 @@ class Progress:
 
     def __init__(self, console: Console | None = None) -> None:
         """Report to ``console``, by default standard output."""
-        self.console = console or Console(highlight=False)
+        self.console = console or Console(highlight=False, emoji=False)
         self._steps: list[Step] = []
 
     def say(self, message: str) -> None:

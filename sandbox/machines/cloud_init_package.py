@@ -42,7 +42,7 @@ def package_folder() -> Path:
         raise PrerequisiteError(f"there is no {_PYTHON}, which cloud-init runs on", "apt-get install python3")
     # the libraries that are not plain Python fit one release's interpreter only
     path = cache_folder() / "cloud-init" / f"{_release(Path('/etc/os-release').read_text())}-{host_goarch()}"
-    progress = Progress(Console(stderr=True, highlight=False))
+    progress = Progress(Console(stderr=True, highlight=False, emoji=False))
     return cache.entry(
         path,
         lambda folder: _fill(folder, progress),

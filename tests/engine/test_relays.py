@@ -30,19 +30,29 @@ def states(checkout: Checkout) -> Path:
     return checkout.folder / "state" / ".pulumi" / "stacks" / PROJECT
 
 
-def put(checkout: Checkout, name: str, settings: dict[str, Any]) -> None:
-    """Write a stack's file, and a state that says that it is up, after the pattern of the first stack's."""
+def put(checkout: Checkout, name: str, settings: dict[str, Any], *, up: bool = True) -> None:
+    """Write a stack's file, and a state that says that it is up, after the pattern of the first stack's.
+
+    One that is not ``up`` was, and has its volumes left.
+    """
     checkout.write_stack(settings, name)
     text = (states(checkout) / f"{_FIRST}.json").read_text()
     state = json.loads(text.replace(f"/{_FIRST}", f"/{name}"))
     region = derp_map_region(settings_from(settings, name), "127.0.0.1", None)
+    kind = "Container" if up else "Volume"
     state["checkpoint"]["latest"]["resources"] = [
         {
             "urn": f"urn:pulumi:{name}::{PROJECT}::pulumi:pulumi:Stack::{PROJECT}-{name}",
             "custom": False,
             "type": "pulumi:pulumi:Stack",
             "outputs": {"url": "https://x", "ipv4": "127.0.0.1", "ipv6": None, "derpMapRegion": region},
-        }
+        },
+        {
+            "urn": f"urn:pulumi:{name}::{PROJECT}::docker:index/{kind.lower()}:{kind}::derper",
+            "custom": True,
+            "id": "1",
+            "type": f"docker:index/{kind.lower()}:{kind}",
+        },
     ]
     (states(checkout) / f"{name}.json").write_text(json.dumps(state))
 
@@ -59,6 +69,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     put(made, _FIRST, values(901, "near", region={"score": 0.5}))
     put(made, "far", values(902, "far", derper={"stunPort": 3479}))
     made.write_stack(values(903, "down"), "down")
+    put(made, "taken-down", values(904, "taken-down"), up=False)
     # Whatever needed it would be told that it is wrong.
     made.environment["PULUMI_CONFIG_PASSPHRASE"] = "another"  # noqa: S105
     return made
@@ -112,6 +123,16 @@ def test_a_file_that_says_what_is_not_up_gives_no_map(checkout: Checkout) -> Non
     assert done.returncode == 1
     assert "says another name, port or region.id of the relay than what is up" in done.stderr
     assert "make up STACK=far" in done.stderr
+
+
+def test_a_stack_that_was_taken_down_is_not_up_and_a_name_of_none_is_told(checkout: Checkout) -> None:
+    done = checkout.relayctl("map", "taken-down", "--no-probe")
+    assert done.returncode == 1
+    assert "the stack taken-down is not up" in done.stderr
+    done = checkout.relayctl("probe", "nosuch")
+    assert done.returncode == 2
+    assert "stacks/Pulumi.nosuch.yaml is not there" in done.stdout
+    assert "name stacks that are: down, far, near, taken-down" in done.stdout
 
 
 def test_one_stack_that_cannot_be_read_takes_nothing_from_the_others(checkout: Checkout) -> None:

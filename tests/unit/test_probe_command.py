@@ -308,6 +308,21 @@ def test_wrong_options_are_told_before_anything_is_asked(arguments: list[str], t
     assert told in done.output
 
 
+@pytest.mark.usefixtures("_signals_kept")
+def test_addresses_and_keys_are_shown_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # rich takes :a:, :b: and :key: for emoji unless it is told not to
+    address = "fd12:3456:a:b::1"
+    said = failed(Check.TLS, address, f"at {address}", meaning="see derp-relays:key:", mend="x")
+    monkeypatch.setattr("relayctl.probe_command.ask_all", mock.Mock(return_value=[[said]]))
+    derp_map = tmp_path / "map.json"
+    derp_map.write_text(map_of(Relay(DOMAIN, ["127.0.0.1"])))
+    monkeypatch.setenv("COLUMNS", "200")
+    done = run("--derp-map", derp_map)
+    assert done.exit_code == BROKEN
+    assert done.output.count(address) == 2
+    assert "derp-relays:key:" in done.output
+
+
 def test_only_a_servers_firewall_says_which_ports_may_be_open() -> None:
     def relay(**values: object) -> Relay:
         settings = settings_from({**MINIMAL, **values}, "stacks/Pulumi.test.yaml")
