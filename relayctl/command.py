@@ -128,7 +128,6 @@ def opened(
         environment = {**pulumi.environment, **host.environment}
         # A context would take precedence over the provider's own host.
         os.environ.pop("DOCKER_CONTEXT", None)
-        if stack == local_stack.NAME and "PULUMI_CONFIG_PASSPHRASE_FILE" not in os.environ:
-            # The local stack has no secrets; other stacks' passphrases are their owners'.
-            environment["PULUMI_CONFIG_PASSPHRASE"] = os.environ.get("PULUMI_CONFIG_PASSPHRASE", "")
+        if stack == local_stack.NAME:
+            environment["PULUMI_CONFIG_PASSPHRASE"] = local_stack.passphrase()
         yield RelayStack(stack, pulumi.cli, environment, progress, make=make)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 import docker
 import docker.errors
 import yaml
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from relayctl.preflight import STACK_LABEL
 from relayctl.prerequisites import ports, registry
@@ -14,6 +21,7 @@ from relayctl.prerequisites.docker_engine import DockerEngine
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
 from relayctl.relay_check import has_ipv6
+from relayctl.stack import state_copy
 from settings.model import CADDY_IMAGE, Caddy, Derper, Network
 from settings.reader import PROJECT, stack_file
 
@@ -24,6 +32,8 @@ _HEADER = """\
 # git ignores it. Pulumi.yaml and docs/settings.md list what else there is to set.
 """
 
+# One that neither the examples in stacks/ nor those in README.md have: no two stacks of a fleet may.
+_REGION_ID = 998
 # HTTP and HTTPS ports: the usual ones, else those that are usual for trying things.
 _PORT_PAIRS = ((80, 443), (8080, 8443), (18080, 18443), (28080, 28443), (38080, 38443))
 _STUN_PORTS = (3478, 13478, 23478, 33478)
@@ -33,6 +43,62 @@ _OWN_NAMES: dict[str, dict[str, object]] = {
     "caddy": {"containerName": "caddy-local"},
     "network": {"name": "shared_bridge_local"},
 }
+
+# How Pulumi makes the key of a passphrase, and what it encrypts to know it again:
+# https://github.com/pulumi/pulumi/blob/v3.250.0/sdk/go/common/resource/config/crypt.go
+# https://github.com/pulumi/pulumi/blob/v3.250.0/pkg/secrets/passphrase/manager.go
+_KEY_ROUNDS = 1_000_000
+_KEY_BYTES = 32
+_ENCRYPTED = b"pulumi"
+
+
+def passphrase() -> str:
+    """Return the passphrase that the local stack was made with: the exported one if it is that, else none.
+
+    It has no secrets, and the empty passphrase; what is exported is for other
+    stacks then.
+    """
+    exported = _exported()
+    salt = _salt() if exported else None
+    return exported if salt is not None and _fits(exported, salt) else ""
+
+
+def _exported() -> str:
+    """Return the passphrase that Pulumi would take: an empty variable too goes before the file."""
+    if "PULUMI_CONFIG_PASSPHRASE" in os.environ:
+        return os.environ["PULUMI_CONFIG_PASSPHRASE"]
+    path = os.environ.get("PULUMI_CONFIG_PASSPHRASE_FILE")
+    try:
+        return Path(path).read_text().strip() if path else ""
+    except (OSError, UnicodeDecodeError):
+        # The stacks that need it tell so.
+        return ""
+
+
+def _salt() -> str | None:
+    """Return what Pulumi noted of the passphrase in the stack's file, else in the copy of its state."""
+    try:
+        salt = yaml.safe_load(stack_file(NAME).read_text()).get("encryptionsalt")
+        if salt is None:
+            deployment = json.loads(state_copy(NAME).read_text())["deployment"]
+            salt = deployment["secrets_providers"]["state"]["salt"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
+        # What is wrong with the stack's file is told by who reads it for its settings.
+        return None
+    return str(salt)
+
+
+def _fits(phrase: str, noted: str) -> bool:
+    """Tell whether ``noted`` (v1:SALT:v1:NONCE:CIPHERTEXT, all in base64) is of the passphrase."""
+    try:
+        _, salt, _, nonce, encrypted = noted.split(":")
+        key = hashlib.pbkdf2_hmac(
+            "sha256", phrase.encode(), base64.b64decode(salt), _KEY_ROUNDS, dklen=_KEY_BYTES
+        )
+        told = AESGCM(key).decrypt(base64.b64decode(nonce), base64.b64decode(encrypted), None)
+    except (ValueError, InvalidTag):
+        return False
+    return told == _ENCRYPTED
 
 
 def write_if_missing(engine: DockerEngine, progress: Progress) -> None:
@@ -59,7 +125,7 @@ def write_if_missing(engine: DockerEngine, progress: Progress) -> None:
     host = {"kind": "local", "ipv4": "127.0.0.1"} | ({"ipv6": "::1"} if ipv6 and has_ipv6() else {})
     values: dict[str, Any] = {
         "domain": "derp.localhost",
-        "region": {"id": 900, "code": "local", "name": "This machine"},
+        "region": {"id": _REGION_ID, "code": "local", "name": "This machine"},
         "host": host,
         "derper": {"stunPort": stun_port},
         "caddy": caddy,

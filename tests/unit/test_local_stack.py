@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import io
+import json
+import re
+import shutil
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
-from relayctl import local_stack
+from relayctl import fleet, local_stack
 from relayctl.prerequisites import ports
 from relayctl.prerequisites.docker_engine import DockerEngine
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
-from settings import LocalHost, reader
+from relayctl.stack import state_copy
+from settings import PROJECT, LocalHost, reader
+from settings.base import PROJECT_FOLDER
 from settings.reader import read_stack_file
 
 Write = Callable[..., str]
@@ -164,3 +170,58 @@ def test_a_file_that_is_there_is_left_alone(write: Write, tmp_path: Path) -> Non
     (tmp_path / "Pulumi.local.yaml").write_text("mine")
     assert write() == ""
     assert (tmp_path / "Pulumi.local.yaml").read_text() == "mine"
+
+
+def test_it_has_an_id_and_a_code_of_its_own_among_the_examples(write: Write, tmp_path: Path) -> None:
+    """Each of them can be brought up as a fleet beside it, without an edit of its region."""
+    for path in (PROJECT_FOLDER / "stacks").glob("Pulumi.*.yaml"):
+        if path.name != "Pulumi.local.yaml":
+            shutil.copy(path, tmp_path)
+    (home,) = re.findall(r"(?sm)^ +config:\n.*?(?=^ +```)", (PROJECT_FOLDER / "README.md").read_text())
+    config = yaml.safe_load(home)["config"]
+    regions = {f"{PROJECT}:domain": "derp.my.example", f"{PROJECT}:region": config[f"{PROJECT}:region"]}
+    (tmp_path / "Pulumi.home.yaml").write_text(yaml.safe_dump({"config": regions}))
+    write()
+    everyone = fleet.members()
+    wanted = [member for member in everyone if member.stack in ("local", "home", "article")]
+    assert len(wanted) == 3
+    fleet.check(everyone, wanted)
+
+
+# What Pulumi 3.250 noted of the empty passphrase, and of "secret".
+_SALTS = {
+    "": "v1:LGN+2Z6qW0M=:v1:FPQNk/x7GekUQ3XI:Gs0B2gXRfaziFIZoygx+O5fS/LqjZw==",
+    "secret": "v1:+WTNYQcwrHI=:v1:DJSLNi8qvwlZalzB:0oEiLnXDx4d0s72CVwJ3/jV144JbSw==",
+}
+
+
+@pytest.mark.parametrize("noted", ["file", "state", ""])
+@pytest.mark.parametrize("made_with", ["", "secret"])
+@pytest.mark.parametrize("exported", ["", "secret", "other"])
+def test_a_passphrase_for_other_stacks_is_not_taken_for_the_local_one(
+    made_with: str, exported: str, noted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "STACK_FOLDER", tmp_path)
+    monkeypatch.setattr("relayctl.stack.run_folder", lambda: tmp_path)
+    salt = _SALTS[made_with]
+    written = {"encryptionsalt": salt} if noted == "file" else {}
+    (tmp_path / "Pulumi.local.yaml").write_text(yaml.safe_dump({**written, "config": {}}))
+    if noted == "state":
+        deployment = {"secrets_providers": {"type": "passphrase", "state": {"salt": salt}}}
+        state_copy("local").write_text(json.dumps({"version": 3, "deployment": deployment}))
+    monkeypatch.setenv("PULUMI_CONFIG_PASSPHRASE", exported)
+    is_its_own = noted and made_with == exported
+    assert local_stack.passphrase() == (exported if is_its_own else "")
+
+
+def test_a_passphrase_in_a_file_is_read_as_pulumi_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "STACK_FOLDER", tmp_path)
+    (tmp_path / "Pulumi.local.yaml").write_text(yaml.safe_dump({"encryptionsalt": _SALTS["secret"]}))
+    (tmp_path / "phrase").write_text("secret\n")
+    monkeypatch.delenv("PULUMI_CONFIG_PASSPHRASE", raising=False)
+    monkeypatch.setenv("PULUMI_CONFIG_PASSPHRASE_FILE", str(tmp_path / "phrase"))
+    assert local_stack.passphrase() == "secret"
+    monkeypatch.setenv("PULUMI_CONFIG_PASSPHRASE_FILE", str(tmp_path / "gone"))
+    assert local_stack.passphrase() == ""
