@@ -13,6 +13,7 @@ import yaml
 
 from relayctl.prerequisites import go_programs
 from relayctl.prerequisites.progress import Progress
+from settings.base import PROJECT_FOLDER
 from tests.metric_names import DASHBOARD, MONITORING, alerts, expressions
 from tests.requirements import require
 
@@ -93,6 +94,30 @@ def _filled_in(expression: str) -> str:
     return expression.replace("$__rate_interval", "5m").replace("$region", ".*")
 
 
+def _service(text: str) -> dict[str, list[str]]:
+    """Return the values of each key of a unit's ``[Service]``, in their order."""
+    values: dict[str, list[str]] = {}
+    section = text.partition("\n[Service]\n")[2].partition("\n[")[0]
+    for line in section.splitlines():
+        key, given, value = line.partition("=")
+        if given and not line.startswith("#"):
+            values.setdefault(key, []).append(value)
+    return values
+
+
+def test_what_the_service_leaves_can_be_read_by_another_user() -> None:
+    """systemd.exec(5): what is preserved of a dynamic user is below /run/private, which is root's."""
+    service = _service(UNIT.read_text())
+    assert service["RuntimeDirectoryPreserve"] == ["yes"]
+    assert "DynamicUser" not in service
+    (user,) = service["User"]
+    guide = (PROJECT_FOLDER / "docs" / "monitoring.md").read_text()
+    assert re.search(rf"^useradd --system .*{user}$", guide, re.MULTILINE)
+    assert int(service["RuntimeDirectoryMode"][0], 8) & 0o005 == 0o005
+    assert int(service["UMask"][0], 8) & 0o004 == 0
+    assert f"--prometheus /run/{service['RuntimeDirectory'][0]}/" in service["ExecStart"][0]
+
+
 def test_the_units_are_as_systemd_takes_them_and_the_service_is_closed_in(tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     require(analyze, "systemd-analyze is missing", "apt-get install systemd")
@@ -104,6 +129,11 @@ def test_the_units_are_as_systemd_takes_them_and_the_service_is_closed_in(tmp_pa
     done = subprocess.run([str(analyze), "verify", *units], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not [line for line in done.stderr.splitlines() if str(tmp_path) in line], done.stderr
+    # what DynamicUser=yes brings, and systemd's threshold would let go one at a time
+    service = _service(UNIT.read_text())
+    assert service["ProtectSystem"] == ["strict"]
+    for key in ("PrivateTmp", "RemoveIPC", "NoNewPrivileges", "RestrictSUIDSGID", "ProtectHome"):
+        assert service[key] == ["yes"], key
     # tenths: 20 is 2.0 of 10; a service as it comes has 9.6
     done = subprocess.run(
         [str(analyze), "security", "--no-pager", "--offline=true", "--threshold=20", units[0]],
