@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from probe.finding import Check
+from probe.finding import Check, failed, ok, skipped
+from probe.report import Report
 from tests.metric_names import MONITORING, Told, alerts, not_told, panels, selectors
 
 TESTS = yaml.safe_load((MONITORING / "prometheus-rules-test.yaml").read_text())["tests"]
@@ -26,6 +31,23 @@ def test_stun_without_https_is_of_the_highest_severity_and_without_delay() -> No
     rule = next(rule for rule in alerts() if rule["alert"] == "DerpRelayBlackHole")
     assert rule["labels"] == {"severity": "critical"}
     assert "for" not in rule
+
+
+@pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
+def test_rules_tell_relays_by_region_since_a_derp_map_has_no_stacks(rule: dict[str, Any]) -> None:
+    joined = re.findall(r"\b(?:by|on|group_left|group_right)\s*\(([^)]*)\)", rule["expr"])
+    assert "stack" not in re.findall(r"\w+", " ".join(joined))
+    for annotation in rule["annotations"].values():
+        for before in annotation.split("{{ $labels.stack }}")[:-1]:
+            assert before.rpartition("{{ else }}")[2].count("{{ if $labels.stack }}") == 1
+
+
+def test_the_scrape_example_gives_derper_and_caddy_the_label_that_the_probe_has_of_any_relay() -> None:
+    jobs = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())["scrape_configs"]
+    given = {
+        job["job_name"]: [set(config.get("labels", ())) for config in job["static_configs"]] for job in jobs
+    }
+    assert given["derper"] == given["caddy"] == [{"region"}]
 
 
 def test_checks_that_rules_name_are_the_probes() -> None:
@@ -82,6 +104,36 @@ def test_panels_have_data_and_do_not_cover_each_other() -> None:
         apart_y = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
         assert apart_x or apart_y, (one, other)
     assert max(panel["gridPos"]["x"] + panel["gridPos"]["w"] for panel in found) == 24
+
+
+def test_the_workflow_tells_a_finding_in_sentences(tmp_path: Path) -> None:
+    seen = "the certificate is from X,\nnot from 100% of the roots"
+    findings = [
+        failed(Check.TLS, "2001:db8::1", seen, meaning="Nobody can relay.", mend="Give the root"),
+        failed(Check.PORTS, "", "2375 is open.", meaning="", mend=""),
+        skipped(Check.DNS, "", "not asked", mend="Name a | server."),
+        ok(Check.STUN, "192.0.2.1", "answered"),
+    ]
+    report = Report("", "nbg", "derp.example.com", findings)
+    (tmp_path / "derp-relays.json").write_text(json.dumps({"relays": [report.as_dict()]}))
+    (script,) = (
+        step["run"]
+        for step in yaml.safe_load((MONITORING / "github-actions.yaml").read_text())["jobs"]["probe"]["steps"]
+        if step.get("shell") == "python"
+    )
+    summary = tmp_path / "summary.md"
+    environment = {"RUNNER_TEMP": str(tmp_path), "GITHUB_STEP_SUMMARY": str(summary)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    told = "the certificate is from X, not from 100% of the roots. Nobody can relay. Give the root."
+    assert done.stdout.splitlines() == [
+        f"::error title=nbg derp.example.com tls 2001%3Adb8%3A%3A1::{told.replace('%', '%25')}",
+        "::error title=nbg derp.example.com open-ports::2375 is open.",
+    ]
+    assert f"| nbg derp.example.com | tls | 2001:db8::1 | failed | {told} |" in (rows := summary.read_text())
+    assert "| dns | | skipped | not asked. Name a \\| server. |" in re.sub(r" +", " ", rows)
+    assert "stun" not in rows
 
 
 def test_the_workflow_may_read_and_nothing_else_and_its_actions_are_pinned() -> None:
