@@ -61,6 +61,8 @@ _ERROR_IN_STEP = re.compile(r";? error: .*$")
 _COLOR = re.compile(r"<\{%[^%]*%\}>")
 
 
+# https://github.com/pulumi/pulumi/blob/v3.250.0/pkg/secrets/passphrase/manager.go
+_NO_PASSPHRASE = re.compile(r"(?P<missing>passphrase must be set with)|\bincorrect passphrase\b")
 # https://github.com/pulumi/pulumi/blob/v3.250.0/pkg/backend/snapshot.go
 _STATE_NOT_WRITTEN = "failed to save snapshot"
 STATE_DISK_FULL = "make room where Pulumi keeps the state (named above), then run this again: nothing is lost"
@@ -115,6 +117,10 @@ class UpdateFailedError(PrerequisiteError):
     """Pulumi could not do what it was asked; the message holds what it says of the reason, once."""
 
 
+class PassphraseError(UpdateFailedError):
+    """Pulumi was given no passphrase, or another one than the stack's: it began nothing."""
+
+
 class StackMissingError(UpdateFailedError):
     """There is no such stack in Pulumi's backend."""
 
@@ -138,6 +144,7 @@ class RelayStack:
         """
         self.name = name
         self.progress = progress
+        self._environment = environment
         # A preview and its update warn of the same.
         self._warned: set[str] = set()
         self._copy = state_copy(name)
@@ -165,14 +172,9 @@ class RelayStack:
         except automation.StackNotFoundError as error:
             raise StackMissingError(f"there is no stack {name}", f"make up STACK={name}") from error
         except automation.CommandError as error:
-            mend = "see Pulumi's message; docs/state.md tells of backends and passphrases"
-            if "passphrase must be set" in str(error):
-                mend = (
-                    "export PULUMI_CONFIG_PASSPHRASE=...   (yours to choose, the same ever after: it protects"
-                    " the secrets in the stack's file and state)"
-                )
-            raise UpdateFailedError(
-                f"Pulumi cannot open the stack {name}: {_message(error)}", mend
+            raise self._not_begun(
+                f"Pulumi cannot open the stack {name}: {_message(error)}",
+                "see Pulumi's message; docs/state.md tells of backends and passphrases",
             ) from error
 
     def _set_state_aside(self) -> bool:
@@ -307,10 +309,19 @@ class RelayStack:
 
     @contextlib.contextmanager
     def changes_noted(self) -> Iterator[None]:
-        """Note on disk that an update is under way, until the block ends without an error."""
+        """Note on disk that an update is under way, until the block ends without an error.
+
+        For want of the passphrase none begins: what was noted before then stays.
+        """
+        noted_before = self._unfinished.exists()
         with disk_full_explained(self._unfinished):
             self._unfinished.touch()
-        yield
+        try:
+            yield
+        except PassphraseError:
+            if not noted_before:
+                self._unfinished.unlink(missing_ok=True)
+            raise
         self._unfinished.unlink(missing_ok=True)
 
     def up(self, only: Sequence[str] = (), settings_from: Path | None = None) -> Mapping[str, Any]:
@@ -436,7 +447,7 @@ class RelayStack:
                 raise
             told = account.told()
             mend = STATE_DISK_FULL if says_disk_full(told) and _STATE_NOT_WRITTEN in told else mend
-            raise UpdateFailedError(f"stack {self.name}: {told}", mend) from error
+            raise UpdateFailedError(f"stack {self.name}: {told}", self._mend(told, mend)) from error
 
     def _locked(self, action: Callable[[], T], failure: str) -> T:
         """Do ``action``; wait for another update's lock, or take it over from a dead one."""
@@ -457,9 +468,31 @@ class RelayStack:
                         self._stack.cancel()
                     continue
                 full = says_disk_full(_message(error))
-                raise UpdateFailedError(
+                raise self._not_begun(
                     f"stack {self.name}: {_message(error)}", STATE_DISK_FULL if full else failure
                 ) from error
+
+    def _not_begun(self, what: str, mend: str) -> UpdateFailedError:
+        """Return the error for what Pulumi says, ``what``, before its engine began."""
+        kind = PassphraseError if _NO_PASSPHRASE.search(what) else UpdateFailedError
+        return kind(what, self._mend(what, mend))
+
+    def _mend(self, what: str, otherwise: str) -> str:
+        """Return how to mend ``what`` where that is about the passphrase, else ``otherwise``."""
+        found = _NO_PASSPHRASE.search(what)
+        if found is None:
+            return otherwise
+        if found["missing"]:
+            return (
+                f"export PULUMI_CONFIG_PASSPHRASE=...   (that of the stack {self.name}; for a new one yours"
+                " to choose, the same ever after: it protects the secrets in the stack's file and state)"
+            )
+        given = self._environment.get("PULUMI_CONFIG_PASSPHRASE", os.environ.get("PULUMI_CONFIG_PASSPHRASE"))
+        other = "the empty one" if given == "" else "the one that is exported"
+        return (
+            f"the stack {self.name} was made with another passphrase than {other}: export that one"
+            " (PULUMI_CONFIG_PASSPHRASE=   with nothing after it, if it was made with the empty one)"
+        )
 
     def _wait_or_take_over(self, error: automation.ConcurrentUpdateError, deadline: float) -> None:
         holders = [_Holder.of(found) for found in _LOCK_HOLDER.finditer(str(error))]
