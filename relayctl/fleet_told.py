@@ -14,6 +14,7 @@ from rich.text import Text
 import probe
 from relayctl import fleet_status, refresh
 from relayctl.children import Child
+from relayctl.command import make_command
 from relayctl.fleet import Member
 from relayctl.fleet_status import Status
 from relayctl.plan import Change, Plan, Sessions
@@ -41,6 +42,7 @@ _PROBE_WORDS = {
     probe.Status.FAILED: Text("broken", "bold red"),
     probe.Status.SKIPPED: Text("not to be judged from here", "yellow"),
 }
+_INTERRUPTED = "its last update failed or was cut short."
 _NOT_TOLD = Text("could not be told, see below", "bold red")
 
 
@@ -77,7 +79,7 @@ def rollout(record: Record, found: Sequence[Member], console: Console) -> None:
             _duration(part.seconds),
             _what_next(part),
         )
-    console.print(table)
+    _show(table, console)
     for part in record.parts:
         if part.error:
             _failure(part.stack, part.outcome.value, part.error, part.log, console)
@@ -105,7 +107,7 @@ def plans(found: Sequence[Member], done: Sequence[Child], console: Console) -> N
     plans_ = [None if each is None else Plan.from_json(each) for each in told]
     for member, child, plan in zip(found, done, plans_, strict=True):
         table.add_row(*_names(member), *_plan_in_short(child, plan))
-    console.print(table)
+    _show(table, console)
     for member, plan in zip(found, plans_, strict=True):
         if plan is not None and plan.changes:
             console.print(f"\n[bold]{member.stack}[/]", soft_wrap=True)
@@ -135,7 +137,7 @@ def drift(found: Sequence[Member], done: Sequence[Child], console: Console) -> N
         else:
             told = Text(f"{len(changes)} otherwise", "yellow") if changes else Text("none", "green")
         table.add_row(*_names(member), told)
-    console.print(table)
+    _show(table, console)
     changes_found(done, console)
     failures(done, console)
 
@@ -161,7 +163,7 @@ def taken_down(found: Sequence[Member], done: Sequence[Child], console: Console)
     for member, child in zip(found, done, strict=True):
         outcome = Text("done", "green") if child.code == 0 else Text("failed, see below", "bold red")
         table.add_row(*_names(member), outcome, _duration(child.seconds))
-    console.print(table)
+    _show(table, console)
     failures(done, console)
 
 
@@ -169,6 +171,7 @@ def statuses(told: Sequence[Status], console: Console, *, with_drift: bool, prob
     """Show how each region is: a row a region, then what is wrong."""
     more = [*(["Probe"] if probed else []), *(["Drift"] if with_drift else [])]
     table = _table("Regions", "Id", "Domain", "Host", "State", "Last update", "Resources", *more)
+    spare = ("Resources", "Host", "Id", "Last update", "Domain", "Region")
     for each in told:
         region = each.member.of_region()
         row: list[str | Text] = [str(region[key] or "") for key in ("id", "domain", "host")]
@@ -180,13 +183,20 @@ def statuses(told: Sequence[Status], console: Console, *, with_drift: bool, prob
         row += [_PROBE_WORDS[each.report.status] if each.report else ""] if probed else []
         row += ["" if each.drift is None else str(len(each.drift) or "none")] if with_drift else []
         table.add_row(*_names(each.member), *row)
-    console.print(table)
+    _show(table, console, spare)
     for stack, what in fleet_status.broken([each.report for each in told]).items():
-        console.print(f"[bold red]{stack} is broken:[/] ", Text(what), soft_wrap=True)
+        console.print(f"[bold red]{stack} is broken:[/]", Text(what), soft_wrap=True)
         console.print(f"  what it means, and how to mend it: make probe STACK={stack}", soft_wrap=True)
     for each in told:
         if each.error:
             console.print(Text(f"{each.member.stack}: {each.error}"), soft_wrap=True)
+        up = make_command("up", each.member.stack)
+        if each.state == fleet_status.INTERRUPTED:
+            console.print(f"[bold red]{each.member.stack} is interrupted:[/]", _INTERRUPTED, soft_wrap=True)
+            console.print(f"  to go on from there: {up}", soft_wrap=True)
+        elif each.drift:
+            console.print(f"[bold red]{each.member.stack} is not as its state says.[/]", soft_wrap=True)
+            console.print(f"  to put it back as its file says: {up}", soft_wrap=True)
 
 
 def failures(done: Sequence[Child], console: Console) -> None:
@@ -226,6 +236,34 @@ def _table(title: str, *headings: str) -> Table:
     for heading in ("Region", "Stack", *headings):
         table.add_column(heading, overflow="fold")
     return table
+
+
+def _show(table: Table, console: Console, spare: Sequence[str] = ()) -> None:
+    """Print ``table`` without a break in a word, at need without columns of ``spare``, the first one first.
+
+    Those left out are told below it. Words break where even that is not enough.
+    """
+    left_out = []
+    for heading in spare:
+        if _least_width(table, console) <= console.width:
+            break
+        table.columns = [column for column in table.columns if column.header != heading]
+        left_out.append(heading)
+    room = console.width - _least_width(table, console)
+    # rich takes what is too much from the widest columns, and breaks words there while others have room left.
+    for column in table.columns if room >= 0 else ():
+        cells = [console.measure(cell) for cell in (column.header, *column.cells)]
+        least, most = max(cell.minimum for cell in cells), max(cell.maximum for cell in cells)
+        column.width = least + min(room, most - least)
+        room -= column.width - least
+    console.print(table)
+    if left_out:
+        console.print(f"(no room for: {', '.join(left_out)}; --json tells all)", soft_wrap=True)
+
+
+def _least_width(table: Table, console: Console) -> int:
+    """Return the width in which no word of ``table`` breaks, which rich tells up to the console's own."""
+    return console.measure(table, options=console.options.update_width(10_000)).minimum
 
 
 def _names(member: Member) -> tuple[str, str]:

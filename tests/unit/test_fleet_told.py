@@ -31,8 +31,8 @@ DIFFERS = Change("update", "the firewall", ("labels", "rules"), FIREWALL)
 PLAN = Plan((IS_GONE, DIFFERS), Sessions.END, ("derper's container is removed",))
 
 
-def shown(tell: Any, *arguments: Any, **options: Any) -> str:
-    console = Console(file=io.StringIO(), width=160)
+def shown(tell: Any, *arguments: Any, width: int = 160, **options: Any) -> str:
+    console = Console(file=io.StringIO(), width=width)
     tell(*arguments, console, **options)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -183,3 +183,89 @@ def test_states_are_a_row_a_region() -> None:
     assert "nbg is broken:" in said
     assert "stun: no answer" in said
     assert up.as_json()["drift"] == [IS_GONE.as_json()]
+
+
+def is_whole(said: str) -> bool:
+    """Tell whether no line of the table is cut off at the terminal's edge."""
+    return all(line.endswith(line[0]) for line in said.splitlines() if line.startswith(("│", "┃")))
+
+
+def row_of(said: str, stack: str) -> list[str]:
+    """Return the words of the first line of a stack's row."""
+    return next(line for line in said.splitlines() if f"│ {stack} " in line).split()
+
+
+@pytest.mark.parametrize("drift", [None, (IS_GONE,)])
+def test_no_word_breaks_on_a_terminal_of_80_columns(drift: tuple[Change, ...] | None) -> None:
+    told = [
+        Status(
+            Member("us-ashburn", NBG.settings),
+            fleet_status.INTERRUPTED,
+            "2026-11-24T12:06:01.5Z",
+            38,
+            report=report(probe.Status.WARNING),
+            drift=drift,
+        ),
+        Status(Member("second"), fleet_status.NEVER_UP),
+    ]
+    said = shown(fleet_told.statuses, told, with_drift=drift is not None, probed=True, width=80)
+    assert is_whole(said)
+    row = row_of(said, "us-ashburn")
+    assert {"nbg", "us-ashburn", "interrupted", "derp.example.com"} <= set(row)
+    assert "second" in row_of(said, "second")
+    assert "(no room for: Resources, Host" in said
+    assert "Last update" in shown(fleet_told.statuses, told, with_drift=True, probed=True)
+
+
+def test_the_other_tables_fit_80_columns(tmp_path: Path) -> None:
+    parts = (
+        Part("us-ashburn", canary=True, outcome=Outcome.CHECK_FAILED, before="stun: no answer", seconds=75),
+        Part("second", outcome=Outcome.INTERRUPTED, seconds=754),
+    )
+    members = [Member("us-ashburn", NBG.settings), Member("second")]
+    done = [
+        child(tmp_path, "us-ashburn", PLAN.as_json()),
+        child(tmp_path, "second", code=1, said="error: x\n"),
+    ]
+    for said in (
+        shown(fleet_told.rollout, Record(parts), members, width=80),
+        shown(fleet_told.plans, members, done, width=80),
+        shown(fleet_told.taken_down, members, done, width=80),
+    ):
+        assert is_whole(said)
+        assert "us-ashburn" in row_of(said, "us-ashburn")
+        assert "second" in row_of(said, "second")
+    assert "interrupted" in shown(fleet_told.rollout, Record(parts), members, width=80)
+
+
+def test_words_break_where_not_even_the_rest_fits() -> None:
+    told = [Status(Member("a-stack-with-a-rather-long-name"), fleet_status.NEVER_UP)]
+    said = shown(fleet_told.statuses, told, with_drift=True, probed=True, width=30)
+    rows = [line.split("│")[1:-1] for line in said.splitlines() if line.startswith("│")]
+    assert "".join(row[0].strip() for row in rows) == "a-stack-with-a-rather-long-name"
+    assert is_whole(said)
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (Status(NBG, fleet_status.INTERRUPTED), "to go on from there: make up STACK=nbg"),
+        (
+            Status(NBG, fleet_status.UP, drift=(IS_GONE,)),
+            "to put it back as its file says: make up STACK=nbg",
+        ),
+        (
+            Status(NBG, fleet_status.UP, report=report(probe.Status.FAILED)),
+            "how to mend it: make probe STACK=nbg",
+        ),
+        (
+            Status(NBG, fleet_status.UNKNOWN, error="no backend\n  to mend it: name one"),
+            "to mend it: name one",
+        ),
+    ],
+)
+def test_each_region_that_is_not_well_is_told_with_what_to_do(status: Status, told: str) -> None:
+    assert not status.is_well
+    assert told in shown(fleet_told.statuses, [status], with_drift=True, probed=False, width=80)
+    well = Status(NBG, fleet_status.UP, drift=())
+    assert "make" not in shown(fleet_told.statuses, [well], with_drift=True, probed=False)
