@@ -92,11 +92,13 @@ def _of(member: Member, read: Callable[[str], Mapping[str, Any]], progress: Prog
     except PrerequisiteError as problem:
         return Status(member, UNKNOWN, error=str(problem))
     up = bool(Known.from_deployment(deployment).containers)
+    # A first update that failed before it made anything leaves a stack with nothing but itself, if that.
+    made = any(not each["type"].startswith("pulumi:") for each in deployment.get("resources") or [])
     unfinished = unfinished or bool(deployment.get("pending_operations"))
     status = functools.partial(
         Status,
         member,
-        AT_WORK if at_work else INTERRUPTED if unfinished else UP if up else DOWN,
+        AT_WORK if at_work else INTERRUPTED if unfinished else UP if up else DOWN if made else NEVER_UP,
         (deployment.get("manifest") or {}).get("time"),
         len(deployment.get("resources") or []),
     )

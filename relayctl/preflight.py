@@ -138,11 +138,11 @@ def _names(settings: Settings, known: Known, client: docker.DockerClient) -> Ite
         whose = f"which is not this stack's ({other.image_reference})"
         remedy = f"remove it (docker rm -f {name})"
         if other.stack:
-            whose = f"which the stack {other.stack} made, as another user, clone or Pulumi backend knows it"
+            whose = f"which the stack {other.stack} made, here or for another user, clone or Pulumi backend"
             remedy = f"take that stack down where it was brought up (make down STACK={other.stack})"
         yield (
             f"there is a container {name} already, {whose}",
-            f"{remedy}, or set {key}.containerName to another name",
+            f"to have both, set {key}.containerName to another name; else {remedy}",
         )
     # The engine's own filter takes a part of a name for the whole.
     networks = client.networks.list(names=[settings.network.name])

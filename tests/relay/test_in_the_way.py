@@ -278,7 +278,9 @@ def test_a_stack_of_the_same_name_that_another_state_knows_is_left_alone(
             if command == "up":
                 assert done.returncode == 1
                 said = done.stdout + done.stderr
-                assert f"container {DERPER} already, which the stack {STACK} made, as another user" in said
+                assert (
+                    f"container {DERPER} already, which the stack {STACK} made, here or for another" in said
+                )
     finally:
         checkout.environment = kept
 
