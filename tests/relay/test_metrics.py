@@ -300,6 +300,24 @@ def test_nothing_is_left_to_change_and_a_refresh_finds_nothing(relay: RunningRel
             assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_subnet_that_the_relays_own_network_has_is_refused_before_anything_is_touched(
+    relay: RunningRelay,
+) -> None:
+    client = relay.host.client()
+    configured = client.networks.get(NETWORK).attrs["IPAM"]["Config"]
+    (subnet,) = [each["Subnet"] for each in configured if "." in each["Subnet"]]
+    before = {name: client.containers.get(name).id for name in (CADDY, DERPER)}
+    relay.checkout.write_stack({**relay.settings, "metrics": {"subnet": subnet}})
+    try:
+        done = relay.checkout.relayctl("up", STACK, timeout=300)
+    finally:
+        relay.checkout.write_stack(relay.settings)
+    assert done.returncode == 1
+    assert f"the network {NETWORK} has addresses of metrics.subnet ({subnet})" in done.stdout
+    assert "nothing was changed" in done.stdout
+    assert {name: client.containers.get(name).id for name in before} == before
+
+
 @pytest.fixture
 def derp_map(relay: RunningRelay, tmp_path: Path) -> Path:
     path = tmp_path / "derp-map.json"
