@@ -32,6 +32,7 @@ from relayctl import (
     upstreams,
 )
 from relayctl.command import make_command, where
+from relayctl.fleet import SANDBOX
 from relayctl.fleet_command import fleet
 from relayctl.map_command import map_command
 from relayctl.plan import Plan, Sessions
@@ -160,9 +161,10 @@ def down(stack: str, *, volumes: bool) -> None:
             return
         progress.say(f"The stack {stack} is down.")
         if volumes:
-            progress.say(
-                f"Its volumes are gone too. {where(stack)} is kept; delete it to start from nothing."
-            )
+            progress.say("Its volumes are gone too.")
+            # a copy for the sandbox goes with it
+            if not stack.startswith(SANDBOX):
+                progress.say(f"{where(stack)} is kept; delete it to start from nothing.")
         else:
             server = ", and so is the server that they are on, which costs what it did"
             progress.say(
@@ -531,6 +533,9 @@ def _tell_what_next(stack: str, settings: Settings, running: _Running, progress:
         )
     progress.say("Its DERP map region, for a tailnet's policy file (headscale: docs/derp-map.md):")
     progress.say(json.dumps(policy, indent=2))
+    if stack.startswith(SANDBOX):
+        # What is next there is told by `make sandbox-up`, whose state and passphrase are its own.
+        return
     progress.say(
         "What next:\n"
         f"  edit {where(stack)} and run `{make_command('up', stack)}` again: more sites, other names"

@@ -15,6 +15,7 @@ import docker.errors
 from rich.console import Console
 
 from relayctl import hosts, local_stack, pulumi_process
+from relayctl.fleet import SANDBOX
 from relayctl.prerequisites import cache, provider_plugins, pulumi_cli
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
@@ -79,6 +80,8 @@ def errors_for_people(
 
 def make_command(target: str, stack: str) -> str:
     """Return the command that a user gives for ``stack``."""
+    if stack.startswith(SANDBOX) and target in ("up", "down"):
+        return f"make sandbox-{target} REGION={stack.removeprefix(SANDBOX)}"
     return f"make {target}" if stack == local_stack.NAME else f"make {target} STACK={stack}"
 
 

@@ -14,8 +14,8 @@ from settings.reader import stack_names
 CANARY = ("canary", "true")
 """The label of stacks that are brought up before the others."""
 
-# Copies of regions that `make sandbox-up` writes, with the same ids and domains; their state is elsewhere.
-_SANDBOX = "sandbox-"
+SANDBOX = "sandbox-"
+"""What the names of copies of regions begin with that `make sandbox-up` writes: their state is elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Choice:
 
 def members() -> list[Member]:
     """Return all stacks that have a file here, by name."""
-    return [_member(stack) for stack in stack_names() if not stack.startswith(_SANDBOX)]
+    return [_member(stack) for stack in stack_names() if not stack.startswith(SANDBOX)]
 
 
 def _member(stack: str) -> Member:
@@ -77,10 +77,10 @@ def chosen(all_members: Sequence[Member], choice: Choice) -> list[Member]:
     by_name = {member.stack: member for member in all_members}
     there = ", ".join(by_name) or "none"
     for stack in choice.stacks:
-        if stack.startswith(_SANDBOX):
+        if stack.startswith(SANDBOX):
             raise PrerequisiteError(
                 f"{stack} is a copy for the sandbox, which no fleet has",
-                f"make sandbox-up REGION={stack.removeprefix(_SANDBOX)}   brings it up alone",
+                f"make sandbox-up REGION={stack.removeprefix(SANDBOX)}   brings it up alone",
             )
         if stack not in by_name:
             near = difflib.get_close_matches(stack, by_name, n=1)

@@ -25,6 +25,7 @@ import hcloud
 import psutil
 import yaml
 
+from relayctl.fleet import SANDBOX
 from relayctl.prerequisites import cache
 from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
@@ -34,7 +35,6 @@ from settings import PROJECT, SettingsError, read_stack_file
 from settings.base import PROJECT_FOLDER
 from settings.reader import stack_file
 
-_PREFIX = "sandbox-"
 # Seconds for the API to start; the servers that ran before it was stopped boot meanwhile.
 _START = 120.0
 _STOP = 60.0
@@ -62,12 +62,15 @@ def up(region: str) -> None:
             api = _running() or _start(progress)
         _make_zone(api, settings.domain.partition(".")[2])
         _write_stack(region, api)
-        done = _relayctl(api, "up", f"{_PREFIX}{region}")
+        done = _relayctl(api, "up", f"{SANDBOX}{region}")
         if done == 0:
             progress.say(
                 "\nThis is no real region: the server is a network namespace of this machine, which"
-                f" the API at {api.endpoint} made.\n"
-                f"  try something else: edit stacks/{stack_file(region).name}, and run this again\n"
+                f" the API at {api.endpoint} made. What next, as root:\n"
+                "  see whether it works:"
+                f" PULUMI_BACKEND_URL={_backend()} make probe STACK={SANDBOX}{region}\n"
+                f"  try something else: edit stacks/{stack_file(region).name}, then make sandbox-up"
+                f" REGION={region}\n"
                 f"  take it down: make sandbox-down REGION={region}"
             )
         sys.exit(done)
@@ -91,7 +94,7 @@ def down(region: str | None) -> None:
 
 
 def _files(region: str | None) -> str:
-    return f"Pulumi.{_PREFIX}{region or '*'}.yaml"
+    return f"Pulumi.{SANDBOX}{region or '*'}.yaml"
 
 
 class _Api:
@@ -120,6 +123,11 @@ def _folder() -> Path:
 
 def _state() -> Path:
     return _folder() / "api"
+
+
+def _backend() -> str:
+    """Return Pulumi's backend for the sandbox's stacks: its own folder."""
+    return f"file://{_folder() / 'state'}"
 
 
 def _running() -> _Api | None:
@@ -185,7 +193,7 @@ def _make_zone(api: _Api, name: str) -> None:
 
 def _write_stack(region: str, api: _Api) -> None:
     """Write the stack that stands for ``region`` here; Pulumi's own lines and keys of an earlier one stay."""
-    path = stack_file(f"{_PREFIX}{region}")
+    path = stack_file(f"{SANDBOX}{region}")
     content = yaml.safe_load(stack_file(region).read_text())
     config: dict[str, Any] = content["config"]
     kept = yaml.safe_load(path.read_text()) if path.exists() else {}
@@ -198,18 +206,19 @@ def _write_stack(region: str, api: _Api) -> None:
     keys = {key: value for key, value in kept.get("config", {}).items() if key.endswith("Key")}
     # the region's own secrets are encrypted for the region's own passphrase
     config = {key: value for key, value in config.items() if not key.endswith("Key")}
-    made = f"# Made of {stack_file(region).name} by `make sandbox-up`; it is written anew each time.\n"
+    made = (
+        f"# Made of {stack_file(region).name} by `make sandbox-up`, anew each time: edit that file instead.\n"
+    )
     salt = {key: value for key, value in kept.items() if key != "config"}
     path.write_text(made + yaml.safe_dump({**salt, "config": {**config, **keys}}, sort_keys=False))
 
 
 def _relayctl(api: _Api, *arguments: str) -> int:
-    state = _folder() / "state"
-    state.mkdir(exist_ok=True)
+    (_folder() / "state").mkdir(exist_ok=True)
     environment = {
         "HCLOUD_ENDPOINT": api.endpoint,
         "HCLOUD_TOKEN": api.token,
-        "PULUMI_BACKEND_URL": f"file://{state}",
+        "PULUMI_BACKEND_URL": _backend(),
         # What it protects is of no use outside of this machine.
         "PULUMI_CONFIG_PASSPHRASE": "",
     }

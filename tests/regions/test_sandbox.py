@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,16 @@ def test_a_region_of_the_project_comes_up_and_goes(tmp_path: Path) -> None:
             assert done.returncode == 0, done.stdout + done.stderr
             assert "The relay is up: https://derp-ash.example.com" in done.stdout
             assert "This is no real region" in done.stdout
+            assert "What next:" not in done.stdout, "with commands that are for real regions"
+        # as it is told to
+        backend = re.search(r"PULUMI_BACKEND_URL=(\S+) make probe STACK=sandbox-us-ashburn", done.stdout)
+        assert backend is not None, done.stdout
+        probed = checkout.relayctl("probe", "sandbox-us-ashburn")
+        assert probed.returncode != 0, "in another backend there is no such stack"
+        checkout.environment["PULUMI_BACKEND_URL"] = backend[1]
+        del checkout.environment["PULUMI_CONFIG_PASSPHRASE"]
+        probed = checkout.relayctl("probe", "sandbox-us-ashburn")
+        assert probed.returncode == 0, probed.stdout + probed.stderr
         # the second run asked for nothing new
         assert "38 unchanged" in done.stdout, done.stdout
         host = yaml.safe_load(stack.read_text())["config"]["derp-relays:host"]
@@ -44,6 +55,7 @@ def test_a_region_of_the_project_comes_up_and_goes(tmp_path: Path) -> None:
     finally:
         done = sandbox("down")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "is kept" not in done.stdout
     assert not stack.exists()
     assert not (checkout.folder / ".relayctl" / "sandbox").exists()
     left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
