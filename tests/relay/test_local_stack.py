@@ -51,6 +51,7 @@ def test_high_ports_are_chosen_where_the_usual_are_taken(host: DockerHost, tmp_p
     # What a user has written is not written over.
     config["derp-relays:region"]["name"] = "Mine"
     path.write_text(yaml.safe_dump({"config": config}))
+    checkout.environment |= {"PULUMI_CONFIG_PASSPHRASE": "of other stacks"}
     done = checkout.relayctl("up")
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"RegionName": "Mine"' in done.stdout
