@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from tests.checkout import STACK, Checkout
 from tests.docker_host import DockerHost
@@ -49,9 +50,7 @@ class Relay:
     def assert_whole(self) -> None:
         """Assert that all of the relay is there, once, with its first key, and that Pulumi knows it."""
         client = self.host.client()
-        found = {container.name: container for container in client.containers.list(all=True)}
-        assert set(found) == {CADDY, DERPER}
-        assert all(c.attrs["State"]["Health"]["Status"] == "healthy" for c in found.values())
+        self.assert_healthy()
         networks = sorted(network.name for network in client.networks.list())
         assert networks == sorted(["bridge", "host", "none", NETWORK])
         self.keys.append(self.key())
@@ -62,6 +61,19 @@ class Relay:
             assert "interrupted while" not in done.stdout + done.stderr
         assert not list(self.checkout.folder.glob("state/.pulumi/locks/**/*.json"))
         assert processes(self.checkout, STACK) == []
+
+    # Containers that have just started are asked how they are every ten seconds.
+    @retry(
+        retry=retry_if_exception_type(AssertionError),
+        stop=stop_after_delay(60),
+        wait=wait_fixed(1),
+        reraise=True,
+    )
+    def assert_healthy(self) -> None:
+        """Assert that there are the relay's containers and no others, and that they become healthy."""
+        found = self.host.client().containers.list(all=True)
+        health = {container.name: container.attrs["State"]["Health"]["Status"] for container in found}
+        assert health == {CADDY: "healthy", DERPER: "healthy"}
 
     def key(self) -> bytes:
         volume = self.host.client().volumes.get("relay-test_derp_data")
