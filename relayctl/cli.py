@@ -247,7 +247,7 @@ def _bring_up(
         except DeliveryError as error:
             # the relay is up: this is advice
             progress.warn(str(error))
-    return _Running(outputs, host.addresses(outputs), root)
+    return _Running(outputs, hosts.addresses(settings, outputs), root)
 
 
 def _go_back(  # noqa: PLR0913 - what there was, what there is, and why

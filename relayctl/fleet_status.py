@@ -77,10 +77,10 @@ def of(found: Sequence[Member], progress: Progress, *, parallel: int) -> list[St
     """
     read = relays.state_reader(progress)
     with progress.step("Reading the regions' states"), ThreadPoolExecutor(parallel) as pool:
-        return list(pool.map(lambda member: _of(member, read, progress), found))
+        return list(pool.map(lambda member: _of(member, read), found))
 
 
-def _of(member: Member, read: Callable[[str], Mapping[str, Any]], progress: Progress) -> Status:
+def _of(member: Member, read: Callable[[str], Mapping[str, Any]]) -> Status:
     unfinished = state_copy(member.stack).with_suffix(".unfinished").exists()
     at_work = cache.is_locked(command.lock_file(member.stack))
     error = "" if member.error is None else str(member.error)
@@ -105,7 +105,7 @@ def _of(member: Member, read: Callable[[str], Mapping[str, Any]], progress: Prog
     if not up or error:
         return status(error=error)
     try:
-        return status(relay=relays.of_state(member.stack, deployment, progress))
+        return status(relay=relays.of_state(member.stack, deployment))
     except StackMissingError as problem:
         # There are no outputs yet where its first update is under way.
         return status(error="" if at_work else str(problem))

@@ -54,15 +54,33 @@ class StackHost(Protocol):
     def engine(self, opened: RelayStack) -> contextlib.AbstractContextManager[docker.DockerClient | None]:
         """Yield a client of the engine; ``None`` where there is no server yet, or it does not answer yet."""
 
-    def addresses(self, outputs: Mapping[str, Any]) -> list[str]:
-        """Return the literal addresses that clients reach the relay by, from the stack's outputs."""
-
 
 def of(settings: Settings, progress: Progress) -> StackHost:
     """Return where the stack of ``settings`` has its engine. Raises as `docker_engine.ensure` does."""
     if isinstance(settings.host, LocalHost):
         return ThisMachine(settings, progress)
     return Server(settings, progress)
+
+
+def addresses(settings: Settings, outputs: Mapping[str, Any]) -> list[str]:
+    """Return the literal addresses that clients reach the relay of a stack with these ``outputs`` by.
+
+    Without any among them they are this machine's loopback, or what DNS says of a
+    server that you have. Raises ``PrerequisiteError`` if it says nothing.
+    """
+    host = settings.host
+    told = [address for address in (outputs.get("ipv4"), outputs.get("ipv6")) if address]
+    if not told and isinstance(host, LocalHost):
+        return loopback_addresses(settings)
+    if told or not isinstance(host, SshHost):
+        return told
+    try:
+        found = socket.getaddrinfo(host.address, None, proto=socket.IPPROTO_TCP)
+    except OSError as error:
+        raise PrerequisiteError(
+            f"host.address: {host.address} has no address ({error})", "mend DNS, or give host.ipv4"
+        ) from error
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 class ThisMachine:
@@ -108,12 +126,6 @@ class ThisMachine:
             yield client
         finally:
             client.close()
-
-    def addresses(self, outputs: Mapping[str, Any]) -> list[str]:
-        """Return the host's addresses as configured, else this machine's loopback."""
-        assert self._settings is not None  # noqa: S101
-        told = [address for address in (outputs.get("ipv4"), outputs.get("ipv6")) if address]
-        return told or loopback_addresses(self._settings)
 
 
 class Server:
@@ -288,16 +300,3 @@ class Server:
                 yield client
             finally:
                 client.close()
-
-    def addresses(self, outputs: Mapping[str, Any]) -> list[str]:
-        """Return the addresses among the outputs; for a server that has none there, what DNS says."""
-        told = [address for address in (outputs.get("ipv4"), outputs.get("ipv6")) if address]
-        if told or not isinstance(self._host, SshHost):
-            return told
-        try:
-            found = socket.getaddrinfo(self._host.address, None, proto=socket.IPPROTO_TCP)
-        except OSError as error:
-            raise PrerequisiteError(
-                f"host.address: {self._host.address} has no address ({error})", "mend DNS, or give host.ipv4"
-            ) from error
-        return list(dict.fromkeys(str(entry[4][0]) for entry in found))

@@ -20,7 +20,7 @@ from relayctl.prerequisites.errors import PrerequisiteError
 from relayctl.prerequisites.progress import Progress
 from relayctl.pulumi_process import PulumiProcess
 from relayctl.stack import StackMissingError, UpdateFailedError
-from settings import LocalHost, Settings, SettingsError, read_stack_file
+from settings import Settings, SettingsError, read_stack_file
 from settings.base import PROJECT_FOLDER
 from settings.reader import stack_names
 
@@ -66,7 +66,7 @@ def of_stacks(
 
     def known(stack: str) -> StackRelay | UnknownRelay | None:
         try:
-            return of_state(stack, exported(stack), progress, with_root=with_roots)
+            return of_state(stack, exported(stack), with_root=with_roots)
         except StackMissingError as error:
             return UnknownRelay(stack, error) if names else None
         except (PrerequisiteError, SettingsError) as error:
@@ -81,9 +81,7 @@ def of_stacks(
     )
 
 
-def of_state(
-    stack: str, deployment: Mapping[str, Any], progress: Progress, *, with_root: bool = True
-) -> StackRelay:
+def of_state(stack: str, deployment: Mapping[str, Any], *, with_root: bool = True) -> StackRelay:
     """Return the relay of a stack whose state is ``deployment``, ``with_root`` to verify it by.
 
     Raises ``StackMissingError`` where the stack is not up, ``SettingsError`` for its file.
@@ -102,7 +100,7 @@ def of_state(
         outputs,
         relay_check.relay_of(
             settings,
-            _addresses(settings, outputs, progress),
+            hosts.addresses(settings, outputs),
             _root(stack, settings) if with_root else None,
             relay_check.noted_key(stack),
         ),
@@ -136,13 +134,6 @@ def state_reader(progress: Progress) -> Callable[[str], Mapping[str, Any]]:
         return json.loads(text).get("deployment") or {}
 
     return exported
-
-
-def _addresses(settings: Settings, outputs: Mapping[str, Any], progress: Progress) -> list[str]:
-    if isinstance(settings.host, LocalHost):
-        told = [address for address in (outputs.get("ipv4"), outputs.get("ipv6")) if address]
-        return told or relay_check.loopback_addresses(settings)
-    return hosts.Server(settings, progress).addresses(outputs)
 
 
 def _root(stack: str, settings: Settings) -> str | None:
