@@ -23,6 +23,21 @@ STYLES = {
 }
 
 
+expect_address = click.option(
+    "--expect-address",
+    "expected_addresses",
+    multiple=True,
+    help="Address that STUN may return besides this machine's own, such as its NAT's; repeatable.",
+)
+dns_server = click.option(
+    "--dns-server",
+    "dns_servers",
+    multiple=True,
+    help="Literal address of a DNS server to ask instead of the system's, with a port if it is not 53;"
+    " repeatable.",
+)
+
+
 @click.command(name="python -m probe")
 @click.option("--domain", required=True, help="Name of the relay, as in its certificate.")
 @click.option(
@@ -36,19 +51,8 @@ STYLES = {
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Root certificates to trust, in PEM; else the system's.",
 )
-@click.option(
-    "--expect-address",
-    "expected_addresses",
-    multiple=True,
-    help="Address that STUN may return besides this machine's own, such as its NAT's; repeatable.",
-)
-@click.option(
-    "--dns-server",
-    "dns_servers",
-    multiple=True,
-    help="Literal address of a DNS server to ask instead of the system's, with a port if it is not 53;"
-    " repeatable.",
-)
+@expect_address
+@dns_server
 @click.option("--server-key", help="Public key that the relay is known to have, in 64 hexadecimal digits.")
 @click.option(
     "--other-port",

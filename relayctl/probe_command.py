@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 import probe
-from probe.__main__ import STYLES, findings_table
+from probe.__main__ import STYLES, dns_server, expect_address, findings_table
 from probe.junit import junit
 from probe.prometheus import prometheus
 from probe.report import Report
@@ -67,18 +67,8 @@ class _Asked:
 @click.option(
     "--accept-key", is_flag=True, help="Take the keys that are seen for those to be known from now on."
 )
-@click.option(
-    "--expect-address",
-    "expected_addresses",
-    multiple=True,
-    help="Address that STUN may return besides this machine's own, such as its NAT's; repeatable.",
-)
-@click.option(
-    "--dns-server",
-    "dns_servers",
-    multiple=True,
-    help="Literal address of a DNS server to ask instead of the system's; repeatable.",
-)
+@expect_address
+@dns_server
 @click.option("--all-ports", is_flag=True, help="Ask every TCP port instead of well-known ones.")
 @click.option(
     "--parallel",
