@@ -113,6 +113,17 @@ class RunningRelay:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def assert_nothing_to_change(self) -> None:
+        """Assert that an update changes nothing, and that a refresh leaves nothing to change."""
+        with self.checkout.pulumi() as pulumi:
+            for arguments in (
+                ("up", "--yes", "--skip-preview", "--expect-no-changes", "--stack", STACK),
+                ("refresh", "--yes", "--skip-preview", "--stack", STACK),
+                ("preview", "--diff", "--expect-no-changes", "--stack", STACK),
+            ):
+                done = pulumi(*arguments)
+                assert done.returncode == 0, done.stdout + done.stderr
+
 
 @contextlib.contextmanager
 def running_relay(host: DockerHost, folder: Path, **settings: Any) -> Iterator[RunningRelay]:

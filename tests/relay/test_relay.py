@@ -160,14 +160,7 @@ def test_derpprobe_is_content(relay: RunningRelay, derp_map: Path, tmp_path: Pat
 
 
 def test_a_second_update_changes_nothing_and_neither_does_a_refresh(relay: RunningRelay) -> None:
-    with relay.checkout.pulumi() as pulumi:
-        for arguments in (
-            ("up", "--yes", "--skip-preview", "--expect-no-changes", "--stack", STACK),
-            ("refresh", "--yes", "--skip-preview", "--stack", STACK),
-            ("preview", "--diff", "--expect-no-changes", "--stack", STACK),
-        ):
-            done = pulumi(*arguments)
-            assert done.returncode == 0, done.stdout + done.stderr
+    relay.assert_nothing_to_change()
 
 
 def test_the_key_survives_replacing_the_container(relay: RunningRelay) -> None:
